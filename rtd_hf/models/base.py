@@ -1,0 +1,325 @@
+"""The injection of pseudo-words into a stock text encoder, and the pooling of one row at several positions."""
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.utils.generic import can_return_tuple
+
+from ..registry import Registry
+
+
+BACKBONES = Registry("backbone", "BACKBONES")
+
+
+class PseudoWordMixin:
+    """
+    Makes a stock text encoder accept pseudo-words, without a new parameter and without a second forward pass of ours.
+
+    Put it before the stock class: `class XTextModelForRTD(PseudoWordMixin, StockTextModel)`. During a call, a forward
+    hook on the token embedding writes the pseudo-words over the embeddings of the placeholders; everything after it is
+    the stock forward, hence always causal, and it works under DDP, PEFT, autocast and gradient checkpointing. With
+    pseudo-words equal to the placeholder's own embedding the result equals the stock model's bit by bit.
+
+    Thread safety: the hook lives on the shared module for the length of a call, and acts only in the thread that made
+    the call, so several threads may call one model, each with its own pseudo-words. `torch.compile` works, with graph
+    breaks around the hook, hence not with `fullgraph=True`.
+
+    Class attributes:
+        stock_class (`type`): The class that is saved and that users load.
+        vision_class (`type`): The stock vision encoder with projection that belongs to it.
+        placeholder_token (`str`): The ordinary token whose embedding is replaced.
+        padding (`str`): `"longest"` where trailing padding cannot reach the pooled positions, else `"max_length"`.
+        lora_target_modules (`tuple[str]`): Names of the linear layers LoRA adapts.
+    """
+
+    stock_class: ClassVar[type]
+    vision_class: ClassVar[type]
+    placeholder_token: ClassVar[str] = "$"
+    padding: ClassVar[str] = "longest"
+    lora_target_modules: ClassVar[tuple[str, ...]]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        pseudo_words: torch.Tensor | None = None,
+        placeholder_mask: torch.Tensor | None = None,
+        pooling_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ):
+        """
+        The stock forward, with pseudo-words in place of placeholders and several prompts in one row.
+
+        Without the last three arguments it is the stock model, except that a row without EOS is refused.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(R, L)`): Token ids.
+            attention_mask (`torch.Tensor` of shape `(R, L)`, *optional*):
+                1 for tokens, 0 for padding. Not needed for right-padded rows: the model is causal.
+            position_ids (`torch.Tensor` of shape `(R, L)`, *optional*): Positions; `0 .. L-1` by default.
+            pseudo_words (`torch.Tensor` of shape `(R, K, H)` or `(N, H)`, *optional*):
+                Vectors in the space of the token embeddings, written over the placeholders in reading order: K for
+                each row, or one for each of the N placeholders of the batch. Gradients reach them.
+            placeholder_mask (`torch.Tensor` of shape `(R, L)`, *optional*): True where a pseudo-word is written.
+            pooling_positions (`torch.Tensor` of shape `(R, P)`, *optional*):
+                Positions pooled in each row. One that is not the row's last is hidden from the later tokens, so that
+                a row may carry a prompt and its own prefix. By default the first EOS of each row.
+            kwargs: Passed to the stock forward.
+
+        Returns:
+            The stock output class. `text_embeds` has shape `(R, D)`, or `(P * R, D)` with `pooling_positions`: first
+            all rows pooled at column 0, then all rows pooled at column 1.
+
+        Raises:
+            ValueError: the pseudo-words do not match the placeholders in number or width, one is given without the
+                other, a row has no EOS to pool at, `pooling_positions` does not match `input_ids`, or several prompts
+                in a row meet an attention implementation without additive masks.
+        """
+        # PEFT's task wrappers pass it as None, which the stock forward would hand to the encoder a second time.
+        if kwargs.pop("inputs_embeds", None) is not None:
+            raise ValueError(
+                "`inputs_embeds` is not supported. Give `input_ids`, with `pseudo_words` for single words."
+            )
+        words = self._check_pseudo_words(input_ids, pseudo_words, placeholder_mask)
+        if pooling_positions is not None:
+            attention_mask = self._mask_for(input_ids, attention_mask, pooling_positions)
+        with self._injected(words, placeholder_mask):
+            output = super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        if pooling_positions is None:
+            self._check_eos(input_ids)
+        else:
+            output.text_embeds = self._project(self._pool(output.last_hidden_state, pooling_positions))
+        return output
+
+    # Injection
+
+    def _check_pseudo_words(
+        self, input_ids: torch.Tensor, words: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Returns the words as `(N, H)`. Reading the counts waits for the device once per call."""
+        if words is None:
+            if mask is not None and bool(mask.any()):
+                raise ValueError(
+                    f"`placeholder_mask` marks {int(mask.sum())} placeholder(s), but `pseudo_words` is missing. Give "
+                    f"the vectors, or leave `placeholder_mask` out to encode the placeholders as ordinary tokens."
+                )
+            return None
+        if mask is None:
+            raise ValueError(
+                "`pseudo_words` needs `placeholder_mask`, which says where they are written, but got None. Use the "
+                "mask that `PromptTokenizer.compose` returns."
+            )
+        if mask.shape != input_ids.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"`placeholder_mask` must be boolean with the shape of `input_ids`, {tuple(input_ids.shape)}, but is "
+                f"{mask.dtype} with shape {tuple(mask.shape)}. Use the mask that `PromptTokenizer.compose` returns."
+            )
+        width = self.config.hidden_size
+        if words.ndim not in (2, 3) or words.shape[-1] != width:
+            raise ValueError(
+                f"`pseudo_words` must have shape (rows, words, {width}) or (placeholders, {width}), where {width} is "
+                f"the width of the text encoder's token embeddings, but has shape {tuple(words.shape)}. Use a "
+                f"projection made for this text encoder."
+            )
+        self._check_counts(words, mask)
+        return words.reshape(-1, width)
+
+    @staticmethod
+    def _check_counts(words: torch.Tensor, mask: torch.Tensor):
+        counts = mask.sum(dim=-1).reshape(-1).tolist()
+        if words.ndim == 2 and words.shape[0] != sum(counts):
+            raise ValueError(
+                f"`pseudo_words` holds {words.shape[0]} vectors, but `placeholder_mask` marks {sum(counts)} "
+                f"placeholders. Give one vector for each placeholder, in reading order."
+            )
+        if words.ndim == 3 and counts != [words.shape[1]] * words.shape[0]:
+            wrong = next((row for row, count in enumerate(counts) if count != words.shape[1]), None)
+            came = f"{len(counts)} rows" if wrong is None else f"{len(counts)} rows, row {wrong} with {counts[wrong]}"
+            raise ValueError(
+                f"`pseudo_words` holds {words.shape[1]} vector(s) for each of {words.shape[0]} rows, but "
+                f"`placeholder_mask` marks placeholders in {came}. Give as many vectors as placeholders; where rows "
+                f"differ, give them flat as (placeholders, width)."
+            )
+
+    @contextmanager
+    def _injected(self, words: torch.Tensor | None, mask: torch.Tensor | None) -> Iterator[None]:
+        if words is None or words.shape[0] == 0:
+            yield
+            return
+        owner = threading.get_ident()
+
+        def write_pseudo_words(module: nn.Module, args: Any, embeddings: torch.Tensor) -> torch.Tensor | None:
+            if threading.get_ident() != owner:
+                return None
+            # Out of place: with PEFT and gradient checkpointing the embeddings may be a leaf that requires grad.
+            where = mask.to(embeddings.device).unsqueeze(-1)
+            return embeddings.masked_scatter(where, words.to(device=embeddings.device, dtype=embeddings.dtype))
+
+        handle = self.get_input_embeddings().register_forward_hook(write_pseudo_words)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    # Pooling
+
+    def _mask_for(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor
+    ) -> torch.Tensor | None:
+        """
+        The additive mask `(R, 1, L, L)` in which no later token sees a pooled position, or the given mask for P = 1.
+
+        Floats, because the eager attention adds a boolean mask instead of applying it.
+        """
+        rows, length = input_ids.shape
+        if positions.ndim != 2 or positions.shape[0] != rows or positions.shape[1] == 0:
+            raise ValueError(
+                f"`pooling_positions` must have shape ({rows}, P), one line for each row of `input_ids`, but has "
+                f"shape {tuple(positions.shape)}."
+            )
+        if positions.shape[1] == 1:
+            return attention_mask
+        implementation = self.config._attn_implementation
+        if implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"Several `pooling_positions` in a row need an attention with additive masks, but the text encoder "
+                f"uses `{implementation}`. Load it with `attn_implementation='sdpa'`, or give each prompt its own row."
+            )
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                f"With several `pooling_positions` in a row `attention_mask` must have shape ({rows}, {length}), but "
+                f"has shape {tuple(attention_mask.shape)}. Leave it out: right-padded rows need none."
+            )
+        device = input_ids.device
+        columns = torch.arange(length, device=device)
+        hidden = (columns == positions.to(device).unsqueeze(-1)).any(dim=1)
+        if attention_mask is not None:
+            hidden = hidden | ~attention_mask.to(device=device, dtype=torch.bool)
+        causal = columns <= columns.unsqueeze(-1)
+        itself = columns == columns.unsqueeze(-1)
+        visible = (causal & ~hidden.unsqueeze(1)) | itself
+        dtype = self.get_input_embeddings().weight.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+        return mask.unsqueeze(1)
+
+    @staticmethod
+    def _pool(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        columns = positions.to(hidden.device).t().reshape(-1)
+        rows = torch.arange(hidden.shape[0], device=hidden.device).repeat(positions.shape[1])
+        return hidden[rows, columns]
+
+    def _project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The head after pooling: `(N, H)` to `(N, D)`. A family without `text_projection` overrides it."""
+        return self.text_projection(pooled)
+
+    def _check_eos(self, input_ids: torch.Tensor):
+        """Refuses rows without EOS, for which the stock model pools the first token instead and says nothing."""
+        eos = self.config.eos_token_id
+        if eos == 2:  # the legacy value: the stock model takes the highest id of a row for EOS
+            lost = input_ids.argmax(dim=-1) == 0
+        else:
+            lost = (input_ids != eos).all(dim=-1)
+        if bool(lost.any()):
+            row = int(lost.nonzero()[0, 0])
+            raise ValueError(
+                f"Row {row} of `input_ids` has no EOS token to pool at: {input_ids[row].tolist()} "
+                f"(`config.eos_token_id` is {eos}). Truncate so that EOS stays, as `PromptTokenizer` does, or give "
+                f"`pooling_positions`."
+            )
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
+        """
+        Loads a stock checkpoint, and refuses one that lacks weights instead of drawing them at random.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of a stock checkpoint.
+            args, kwargs: As [`~transformers.PreTrainedModel.from_pretrained`] takes them.
+
+        Returns:
+            The model; with `output_loading_info=True` the pair of the model and the loading report.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of this class, such as the text projection.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"The checkpoint `{pretrained_model_name_or_path}` lacks {len(missing)} weight(s) of "
+                f"{cls.stock_class.__name__}, among them `{missing[0]}`; they would be random. Load the checkpoint of "
+                f"the full model or of {cls.stock_class.__name__}."
+            )
+        return (model, report) if wants_report else model
+
+    def to_stock(self, state_dict: dict[str, torch.Tensor] | None = None):
+        """
+        The stock model with these weights. They are shared, not copied.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`, *optional*): Weights to use instead of the model's own.
+
+        Returns:
+            `stock_class`: in the same mode (training or evaluation) as this model.
+
+        Raises:
+            ValueError: the weights are not exactly those of the stock class, for example because of LoRA layers.
+        """
+        with torch.device("meta"):
+            stock = self.stock_class(copy.deepcopy(self.config))
+        try:
+            stock.load_state_dict(self.state_dict() if state_dict is None else state_dict, strict=True, assign=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights are not those of {self.stock_class.__name__}, so they cannot be its checkpoint. Merge "
+                f"adapters with `merge_and_unload()` first. What differs: {error}"
+            ) from error
+        own_buffers = dict(self.named_buffers())
+        for name, buffer in stock.named_buffers():
+            if buffer.device.type == "meta":  # not in a state dict, such as the table of positions
+                owner, _, leaf = name.rpartition(".")
+                setattr(stock.get_submodule(owner), leaf, own_buffers[name])
+        return stock.train(self.training)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
+        """
+        Saves what the stock class saves, so that the folder loads with plain `transformers`.
+
+        The weights are first loaded strictly into the stock class: that this succeeds is the proof that nothing was
+        added, and `config.json` names that class.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write to.
+            args, kwargs:
+                As [`~transformers.PreTrainedModel.save_pretrained`] takes them, `is_main_process` and `state_dict`
+                (what the `Trainer` passes) among them.
+
+        Raises:
+            ValueError: see [`~PseudoWordMixin.to_stock`].
+        """
+        names = ("is_main_process", "state_dict")
+        kwargs.update(zip(names, args, strict=False))
+        if getattr(self, "_hf_peft_config_loaded", False) or not kwargs.get("is_main_process", True):
+            # Adapters of `add_adapter` are saved alone; another process writes nothing, but joins the gathering.
+            return super().save_pretrained(save_directory, **kwargs)
+        stock = self.to_stock(kwargs.pop("state_dict", None))
+        if getattr(self, "model_tags", None):
+            stock.add_model_tags(self.model_tags)
+        return stock.save_pretrained(save_directory, **kwargs)

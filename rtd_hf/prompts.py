@@ -1,0 +1,401 @@
+"""Prompt text and its tokens: caption cleaning, templates with a placeholder, and the layout of the rows."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACEHOLDER = "$"
+CAPTION_SLOT = "{caption}"
+DEFAULT_TEMPLATE = "a photo of $ that {caption}"
+
+# Tokenizers that state no maximum report an astronomically large one; such a number is not a length.
+_CLIP_MAX_LENGTH = 77
+_LARGEST_SENSIBLE_LENGTH = 1_000_000
+
+
+def clean_caption(text: str) -> str:
+    """
+    Cleans a reference or a target caption as the published RTD code does.
+
+    `<PERSON>` becomes `person`, letters become lower-case, every placeholder character is deleted, white space is
+    collapsed to single spaces and stripped.
+
+    Args:
+        text (`str`): The caption as it stands in the data.
+
+    Returns:
+        `str`: the cleaned caption; empty where nothing is left.
+    """
+    return " ".join(text.replace("<PERSON>", "person").lower().replace(PLACEHOLDER, "").split())
+
+
+def clean_conditioning(text: str) -> str:
+    """
+    Cleans a conditioning text: placeholder characters are deleted and white space is collapsed; the case stays.
+
+    A `$` that a user wrote would otherwise be a second placeholder in the composed prompt.
+
+    Args:
+        text (`str`): The conditioning text ("is red instead of blue").
+
+    Returns:
+        `str`: the cleaned text; empty where nothing is left.
+    """
+    return " ".join(text.replace(PLACEHOLDER, "").split())
+
+
+def check_template(template: str) -> str:
+    """
+    Checks a prompt template and collapses its white space.
+
+    Args:
+        template (`str`):
+            Text with one or more placeholders `$`, each standing alone between spaces, and exactly one `{caption}`.
+
+    Returns:
+        `str`: the template with single spaces.
+
+    Raises:
+        TypeError: `template` is not a string.
+        ValueError: a placeholder or the caption slot is missing, repeated or glued to other characters.
+    """
+    if not isinstance(template, str):
+        raise TypeError(f"`template` must be a string such as {DEFAULT_TEMPLATE!r}, but is {template!r}.")
+    if template.count(CAPTION_SLOT) != 1:
+        raise ValueError(
+            f"`template` must hold `{CAPTION_SLOT}` exactly once, but {template!r} holds it "
+            f"{template.count(CAPTION_SLOT)} times. Write it as in {DEFAULT_TEMPLATE!r}."
+        )
+    words = template.split()
+    glued = [word for word in words if PLACEHOLDER in word and word != PLACEHOLDER]
+    if glued:
+        raise ValueError(
+            f"Every `{PLACEHOLDER}` in `template` must stand alone between spaces, but {template!r} holds "
+            f"{glued[0]!r}. Put spaces around it, also before punctuation, as in 'a photo of $ , {CAPTION_SLOT}'."
+        )
+    if PLACEHOLDER not in words:
+        raise ValueError(
+            f"`template` must hold the placeholder `{PLACEHOLDER}` at least once, but got {template!r}. "
+            f"Write it as in {DEFAULT_TEMPLATE!r}."
+        )
+    return " ".join(words)
+
+
+def compose_prompt(template: str, caption: str, *, reference: str | None = None) -> str:
+    """
+    Fills a template.
+
+    Args:
+        template (`str`): A checked template.
+        caption (`str`): The conditioning text; cleaned here ([`clean_conditioning`]).
+        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
+
+    Returns:
+        `str`: for example `"a photo of $ that is red"`.
+    """
+    left, right = template.split(CAPTION_SLOT)
+    if reference is not None:
+        left, right = left.replace(PLACEHOLDER, reference), right.replace(PLACEHOLDER, reference)
+    return " ".join(f"{left}{clean_conditioning(caption)}{right}".split())
+
+
+def bare_prompt(template: str, *, reference: str | None = None) -> str:
+    """
+    The part of a template up to and with its last placeholder, without the caption slot.
+
+    Args:
+        template (`str`): A checked template.
+        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
+
+    Returns:
+        `str`: `"a photo of $"` for `"a photo of $ that {caption}"`.
+    """
+    prompt = template[: template.rindex(PLACEHOLDER) + 1].replace(CAPTION_SLOT, "")
+    if reference is not None:
+        prompt = prompt.replace(PLACEHOLDER, reference)
+    return " ".join(prompt.split())
+
+
+class PromptTokenizer:
+    """
+    Turns captions into rows of token ids around a placeholder, padded to the longest row of the batch.
+
+    Every method returns the same keys, as tensors on the CPU for R rows of L tokens with P pooled positions each:
+
+    - `input_ids` `(R, L)` int64, right-padded with the tokenizer's padding token;
+    - `position_ids` `(R, L)` int64;
+    - `attention_mask` `(R, L)` int64, 1 for tokens and 0 for padding;
+    - `placeholder_mask` `(R, L)` bool, true where a pseudo-word is to be written;
+    - `pooling_positions` `(R, P)` int64, the position of the EOS token of each prompt.
+
+    A `$` in a caption is never a placeholder, and a special token spelled out in a caption is ordinary text, so every
+    prompt has exactly one EOS. Tokenizers keep state during a call, so use one `PromptTokenizer` per thread.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the text encoder.
+        template (`str`, *optional*, defaults to `"a photo of $ that {caption}"`): See [`check_template`].
+        max_length (`int`, *optional*):
+            Longest row in tokens, BOS and EOS included. Defaults to the tokenizer's own maximum, or 77 (CLIP) where it
+            states none. Longer text is cut but keeps its EOS.
+
+    Attributes:
+        placeholder_id (`int`): Token id of the placeholder.
+        num_placeholders (`int`): Placeholders per prompt; the pseudo-words given to the model must be as many.
+        bare_is_prefix (`bool`):
+            Whether the bare prompt's tokens start the full prompt's, so that one row can carry both.
+        num_truncated (`int`): How many texts were cut so far, all calls together.
+
+    Raises:
+        ValueError: the template is malformed, `$` is not one ordinary token or does not stay one inside the template,
+            the tokenizer ends its rows with no EOS, or `max_length` leaves no room for a caption.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: str = DEFAULT_TEMPLATE, *, max_length: int | None = None
+    ):
+        self.tokenizer = tokenizer
+        self.template = check_template(template)
+        if max_length is None:
+            stated = getattr(tokenizer, "model_max_length", None)
+            max_length = stated if stated and stated < _LARGEST_SENSIBLE_LENGTH else _CLIP_MAX_LENGTH
+        self.max_length = int(max_length)
+        self.num_truncated = 0
+        self.eos_token_id = self._find_eos()
+        self.pad_token_id = self.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.placeholder_id = self._find_placeholder()
+        self.num_placeholders = self.template.count(PLACEHOLDER)
+        self._check_layout()
+
+    def compose(self, captions: Sequence[str], bare: bool = False) -> dict[str, torch.Tensor]:
+        """
+        The composed prompts of a batch, with placeholders for the pseudo-words.
+
+        With `bare=True` each row also carries its bare prompt, whose tokens are a prefix of the full prompt's, as
+        `BOS a photo of $ EOS that ... EOS`: positions restart after the inner EOS, which the model hides from the
+        later tokens. `pooling_positions` then has two columns, the full prompt's first. Such a row is one token
+        longer, so text is cut one token earlier. Where the template has the caption before its last placeholder there
+        is no common prefix, and the bare prompts follow as rows of their own: `2R` rows, all full prompts first.
+
+        Args:
+            captions (`Sequence[str]`): The R conditioning texts.
+            bare (`bool`, *optional*, defaults to `False`): Also lay out the bare prompts.
+
+        Returns:
+            `dict[str, torch.Tensor]`: see the class.
+
+        Raises:
+            TypeError: `captions` is one string instead of a sequence of strings.
+            ValueError: `captions` is empty.
+        """
+        captions = self._check_texts(captions, "captions")
+        full = self._tokenize([compose_prompt(self.template, caption) for caption in captions])
+        if not self.bare_is_prefix:
+            full = [self._shorten(row, caption) for row, caption in zip(full, captions, strict=True)]
+        bare_rows = self._tokenize([bare_prompt(self.template)]) * len(full) if bare else None
+        return self._lay_out(full, bare_rows, mark_placeholders=True)
+
+    def literal(
+        self, references: Sequence[str], captions: Sequence[str], bare: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """
+        The prompts of [`~PromptTokenizer.compose`] with the reference captions' words in place of the placeholder.
+
+        This is the ablation without refined concatenation: no pseudo-word is used and `placeholder_mask` is all false.
+
+        Args:
+            references (`Sequence[str]`): The R reference captions; cleaned here ([`clean_caption`]).
+            captions (`Sequence[str]`): The R conditioning texts.
+            bare (`bool`, *optional*, defaults to `False`): Also lay out the prompts without the conditioning text.
+
+        Returns:
+            `dict[str, torch.Tensor]`: see the class.
+
+        Raises:
+            TypeError: an argument is one string instead of a sequence of strings.
+            ValueError: an argument is empty, or they differ in length.
+        """
+        references = [clean_caption(text) for text in self._check_texts(references, "references")]
+        captions = self._check_texts(captions, "captions")
+        if len(references) != len(captions):
+            raise ValueError(
+                f"`references` and `captions` must be equally many, but got {len(references)} and {len(captions)}."
+            )
+        pairs = list(zip(references, captions, strict=True))
+        full = self._tokenize([compose_prompt(self.template, caption, reference=ref) for ref, caption in pairs])
+        bare_rows = self._tokenize([bare_prompt(self.template, reference=ref) for ref in references]) if bare else None
+        return self._lay_out(full, bare_rows, mark_placeholders=False)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """
+        Plain texts (the anchors): cleaned, one row each, no template and no placeholder.
+
+        Args:
+            texts (`Sequence[str]`): The R texts; cleaned here ([`clean_caption`]).
+
+        Returns:
+            `dict[str, torch.Tensor]`: see the class, with P = 1.
+
+        Raises:
+            TypeError: `texts` is one string instead of a sequence of strings.
+            ValueError: `texts` is empty.
+        """
+        rows = self._tokenize([clean_caption(text) for text in self._check_texts(texts, "texts")])
+        return self._lay_out(rows, None, mark_placeholders=False)
+
+    def mark(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """
+        Texts in which every `$` standing alone is a placeholder, without the template: LinCIR's masked captions.
+
+        Never give it a user's text as it came; this is the one method in which a `$` of the text counts.
+
+        Args:
+            texts (`Sequence[str]`): The R texts, each with any number of placeholders.
+
+        Returns:
+            `dict[str, torch.Tensor]`: see the class, with P = 1.
+
+        Raises:
+            TypeError: `texts` is one string instead of a sequence of strings.
+            ValueError: `texts` is empty.
+        """
+        batch = self._lay_out(self._tokenize(self._check_texts(texts, "texts")), None, mark_placeholders=False)
+        batch["placeholder_mask"] = (batch["input_ids"] == self.placeholder_id) & batch["attention_mask"].bool()
+        return batch
+
+    # Layout
+
+    def _lay_out(
+        self, full: list[list[int]], bare: list[list[int]] | None, *, mark_placeholders: bool
+    ) -> dict[str, torch.Tensor]:
+        two_in_one = bare is not None and self.bare_is_prefix
+        limit = self.max_length - two_in_one
+        full = [self._cut(row, limit) for row in full]
+        if bare is None:
+            return self._pad(full, None, mark_placeholders)
+        bare = [self._cut(row, limit) for row in bare]
+        if not two_in_one:
+            return self._pad(full + bare, None, mark_placeholders)
+        inner = np.array([len(row) - 1 for row in bare])
+        rows = [prefix + row[len(prefix) - 1 :] for prefix, row in zip(bare, full, strict=True)]
+        return self._pad(rows, inner, mark_placeholders)
+
+    def _pad(
+        self, rows: list[list[int]], inner: np.ndarray | None, mark_placeholders: bool
+    ) -> dict[str, torch.Tensor]:
+        """`inner (R,)` holds the position of the bare prompt's EOS in each row."""
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        columns = np.arange(lengths.max())
+        filled = columns < lengths[:, None]
+        input_ids = np.full(filled.shape, self.pad_token_id, dtype=np.int64)
+        input_ids[filled] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        position_ids = np.broadcast_to(columns, filled.shape).copy()
+        pooling_positions = (lengths - 1)[:, None]
+        if inner is not None:
+            position_ids -= columns > inner[:, None]
+            pooling_positions = np.stack([lengths - 1, inner], axis=1)
+        placeholder_mask = np.zeros(filled.shape, dtype=bool)
+        if mark_placeholders and self.bare_is_prefix:
+            placeholder_mask[:, self._placeholder_columns] = True
+        elif mark_placeholders:
+            placeholder_mask = filled & (input_ids == self.placeholder_id)
+        arrays = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "placeholder_mask": placeholder_mask,
+            "pooling_positions": pooling_positions,
+            "attention_mask": filled.astype(np.int64),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _cut(self, row: list[int], limit: int) -> list[int]:
+        if len(row) <= limit:
+            return row
+        self.num_truncated += 1
+        return row[: limit - 1] + [self.eos_token_id]
+
+    def _shorten(self, row: list[int], caption: str) -> list[int]:
+        """Drops words at the caption's end: where it precedes the placeholder, cutting the row would lose that."""
+        if len(row) <= self.max_length:
+            return row
+        self.num_truncated += 1
+        words = clean_conditioning(caption).split()[: self.max_length]  # a word is at least one token
+        while len(row) > self.max_length:
+            words.pop()
+            row = self._tokenize([compose_prompt(self.template, " ".join(words))])[0]
+        return row
+
+    # Tokens
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # Special tokens spelled out by a user are split, as a second EOS would end the prompt early. Cutting is done
+        # here and not by the tokenizer, because cut rows are counted.
+        return self.tokenizer(
+            texts,
+            add_special_tokens=True,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            split_special_tokens=True,
+            verbose=False,
+        )["input_ids"]
+
+    @staticmethod
+    def _check_texts(texts: Sequence[str], name: str) -> list[str]:
+        if isinstance(texts, str):
+            raise TypeError(
+                f"`{name}` must be a sequence of strings, but is the one string {texts!r}. Wrap it: [...]."
+            )
+        if len(texts) == 0:
+            raise ValueError(f"`{name}` is empty. Give at least one text.")
+        return list(texts)
+
+    # Checks at construction
+
+    def _find_eos(self) -> int:
+        eos = self.tokenizer.eos_token_id
+        row = self._tokenize(["a"])[0]
+        if eos is None or row[-1] != eos:
+            raise ValueError(
+                f"`tokenizer` must end every row with its EOS token, where the text encoder is pooled, but its EOS id "
+                f"is {eos} and the text 'a' became {row}. Use the tokenizer that was published with the text encoder."
+            )
+        return eos
+
+    def _find_placeholder(self) -> int:
+        tokens = self.tokenizer(PLACEHOLDER, add_special_tokens=False)["input_ids"]
+        if len(tokens) != 1 or tokens[0] in self.tokenizer.all_special_ids:
+            raise ValueError(
+                f"`tokenizer` must know the placeholder `{PLACEHOLDER}` as one ordinary token, but turns it into "
+                f"{self._spell(tokens)}. Use the tokenizer that was published with the text encoder; do not add a "
+                f"token, because its id would lie beyond the embedding table."
+            )
+        return tokens[0]
+
+    def _check_layout(self):
+        bare = self._tokenize([bare_prompt(self.template)])[0]
+        if bare.count(self.placeholder_id) != self.num_placeholders:
+            raise ValueError(
+                f"`template` {self.template!r} holds {self.num_placeholders} placeholder(s), but `tokenizer` keeps "
+                f"{bare.count(self.placeholder_id)} of them as a token of its own: {self._spell(bare)}. Reword the "
+                f"template around `{PLACEHOLDER}`."
+            )
+        probe = self._tokenize([compose_prompt(self.template, "red")])[0]
+        self.bare_is_prefix = probe[: len(bare) - 1] == bare[:-1]
+        self._placeholder_columns = [column for column, token in enumerate(bare) if token == self.placeholder_id]
+        shortest = len(self._tokenize([compose_prompt(self.template, "")])[0])
+        if self.max_length < shortest + 2:
+            raise ValueError(
+                f"`max_length` is {self.max_length}, but `template` {self.template!r} alone takes {shortest} tokens, "
+                f"one more with both prompts in a row. Give at least {shortest + 2}."
+            )
+
+    def _spell(self, tokens: list[int]) -> str:
+        names = self.tokenizer.convert_ids_to_tokens(tokens)
+        return ", ".join(f"{name!r} ({token})" for name, token in zip(names, tokens, strict=True)) or "nothing"
