@@ -1,0 +1,285 @@
+"""Fine-tunes a CLIP text encoder with RTD, measures before and after, and writes a drop-in encoder with its card.
+
+    accelerate launch examples/train_rtd.py
+
+Without arguments it runs in the offline world: a small CLIP, its projection, triplets and benchmarks come with the
+package. `--config recipe.yaml` reads another recipe (see `examples/recipes`); arguments override it. On your own data:
+
+    accelerate launch examples/train_rtd.py --config examples/recipes/lincir_l14.yaml --triplets triplets.jsonl
+"""
+
+# ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --save_steps 2 --warmup_steps 1 --output_dir {tmp}/run
+# ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --use_peft --output_dir {tmp}/lora
+# ci: --help
+
+import json
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.arguments import one_screen_errors, parse, wants_help
+
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class ScriptArguments:
+    config: str = field(
+        default=str(HERE / "recipes" / "shapes.yaml"), metadata={"help": "YAML recipe; other arguments override it."}
+    )
+    clip_model: str = field(
+        default="shapes", metadata={"help": "Folder or Hub id of the CLIP; `shapes`: the small one that ships with us."}
+    )
+    projection: str = field(
+        default="shapes", metadata={"help": "Folder or Hub id of the fitted projection; `shapes`: ours for the small CLIP."}
+    )
+    triplets: str = field(
+        default="shapes", metadata={"help": "Text triplets: .json, .jsonl, .csv, .parquet, a Hub id, or `shapes`."}
+    )
+    num_triplets: int | None = field(
+        default=None, metadata={"help": "Triplets to use; all of a file by default, 64000 of the offline world."}
+    )
+    num_eval_triplets: int = field(default=256, metadata={"help": "Triplets held back for the evaluation loss."})
+    benchmarks: list[str] = field(
+        default_factory=list, metadata={"help": "Benchmarks measured before and after the training."}
+    )
+    validation_benchmark: str | None = field(
+        default=None, metadata={"help": "Benchmark measured during the training, on queries of its own (seed 1)."}
+    )
+    license: str = field(default="", metadata={"help": "Licence of the result, such as `mit`; required for the card."})
+
+
+@dataclass
+class ModelArguments:
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the merged encoder is what is saved."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale times the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
+
+
+def load_triplets(script: ScriptArguments, seed: int):
+    """The text triplets as a `datasets.Dataset`; columns are checked by the trainer."""
+    import random
+
+    from datasets import Dataset, load_dataset
+
+    if script.triplets == "shapes":
+        from rtd_hf.shapes.edits import sample_triplet
+
+        rng = random.Random(f"triplets {seed}")
+        return Dataset.from_list([sample_triplet(rng) for _ in range(script.num_triplets or 64000)])
+    suffix = Path(script.triplets).suffix.lower().lstrip(".")
+    formats = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+    if suffix not in formats:
+        dataset = load_dataset(script.triplets, split="train")
+    elif Path(script.triplets).is_file():
+        dataset = load_dataset(formats[suffix], data_files=script.triplets, split="train")
+    else:
+        raise FileNotFoundError(f"`--triplets` {script.triplets} does not exist. Give a file, a Hub id, or `shapes`.")
+    return dataset.select(range(min(script.num_triplets, len(dataset)))) if script.num_triplets else dataset
+
+
+def load_clip(script: ScriptArguments):
+    """Text encoder, image tower, tokenizer, image processor and projection."""
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModelWithProjection
+    from transformers.utils import logging
+
+    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection
+    from rtd_hf.shapes import ASSETS
+
+    clip = str(ASSETS / "clip") if script.clip_model == "shapes" else script.clip_model
+    projection = str(ASSETS / "lincir") if script.projection == "shapes" else script.projection
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # each tower reports the other one's weights as left over
+    logging.disable_progress_bar()
+    parts = (
+        CLIPTextModelForRTD.from_pretrained(clip),
+        CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False),
+        AutoTokenizer.from_pretrained(clip),
+        AutoImageProcessor.from_pretrained(clip),
+        ImageToWordProjection.from_pretrained(projection).eval(),
+    )
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+    return parts
+
+
+def say(text: str = "") -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
+    import torch
+    import transformers
+    from transformers import set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from rtd_hf import BENCHMARKS, CIREvaluator, ComposedImageRetriever, RTDTrainer
+    from rtd_hf import build_model_card, export_text_encoder, prepare_output_dir, verify_drop_in
+    from utils.plots import plot_curves, plot_retrieval
+    from utils.tables import gain_table, result_table
+
+    started = time.perf_counter()
+    chief = args.process_index == 0
+
+    # 1 the output folder, before any work is done for nothing
+    folder = prepare_output_dir(args.output_dir)
+    resume = args.resume_from_checkpoint
+    if resume in ("last", "True", "true"):
+        resume = get_last_checkpoint(args.output_dir)
+        if resume is None:
+            raise FileNotFoundError(f"`--resume_from_checkpoint` finds no checkpoint in {folder}. Leave it out to start.")
+    if resume is None and chief:
+        for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
+            shutil.rmtree(stale)
+
+    # 2 triplets, CLIP and projection
+    set_seed(args.seed)
+    triplets = load_triplets(script, args.seed)
+    held_back = min(script.num_eval_triplets, len(triplets) // 10) if args.eval_strategy != "no" else 0
+    text_encoder, vision_model, tokenizer, image_processor, projection = load_clip(script)
+    vision_model.to(args.device)
+    projection.to(args.device)
+
+    # 3 benchmarks, measured with the frozen encoder, and what needs no training
+    def evaluator_for(name: str, encoder, **options) -> CIREvaluator:
+        retriever = ComposedImageRetriever(
+            encoder, vision_model, projection=projection, tokenizer=tokenizer, image_processor=image_processor
+        )
+        return CIREvaluator(BENCHMARKS[name](**options), retriever)
+
+    frozen = text_encoder.to(args.device)
+    evaluators = {name: evaluator_for(name, frozen) for name in script.benchmarks}
+    before = {name: evaluator.evaluate(frozen) for name, evaluator in evaluators.items()}
+    composers = {"image": "reference image", "text": "conditioning text", "sum": "sum of both", "caption": "full target caption"}
+    baselines: dict[str, dict[str, float]] = {label: {} for label in composers.values()}
+    for evaluator in evaluators.values():
+        for composer, label in composers.items():
+            if composer != "caption" or all(query.target_caption for query in evaluator.benchmark.queries):
+                baselines[label] |= evaluator.evaluate(frozen, composer=composer).metrics
+    first = next(iter(evaluators.values()), None)
+    rows = _spread(len(first.benchmark.queries), 8) if first else []
+    best_before = first.search(5, text_encoder=frozen, rows=rows) if first else []
+    watched = []
+    if script.validation_benchmark and args.eval_strategy != "no":
+        watched.append(evaluator_for(script.validation_benchmark, frozen, num_queries=200, seed=1))
+
+    # 4 train
+    peft_config = None
+    if model_args.use_peft:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(
+            r=model_args.lora_r,
+            lora_alpha=model_args.lora_alpha,
+            lora_dropout=model_args.lora_dropout,
+            target_modules=list(text_encoder.lora_target_modules),
+        )
+    trainer = RTDTrainer(
+        text_encoder,
+        args,
+        projection=projection,
+        processing_class=tokenizer,
+        train_dataset=triplets.select(range(held_back, len(triplets))),
+        eval_dataset=triplets.select(range(held_back)) if held_back else None,
+        evaluators=watched,
+        peft_config=peft_config,
+    )
+    trained = trainer.train(resume_from_checkpoint=resume)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+
+    # 5 measure again
+    after = {name: evaluator.evaluate(model) for name, evaluator in evaluators.items()}
+    if not chief:
+        return
+    metrics = {
+        "before": {key: value for result in before.values() for key, value in result.metrics.items()},
+        "after": {key: value for result in after.values() for key, value in result.metrics.items()},
+        "gain": {key: gain for name in after for key, gain in after[name].gain_over(before[name]).items()},
+        "baselines": baselines,
+        "run": {
+            "command": " ".join(["accelerate launch", "examples/train_rtd.py", *sys.argv[1:]]),
+            "seed": args.seed,
+            "steps": trainer.state.global_step,
+            "triplets per step": args.train_batch_size * args.world_size,
+            "learning rate": args.learning_rate,
+            "temperature": args.temperature,
+            "noise scale": args.noise_scale,
+            "loss": args.loss_type,
+            "adapters": f"LoRA, rank {model_args.lora_r}" if model_args.use_peft else "none, all weights trained",
+            "training seconds": round(trained.metrics["train_runtime"], 1),
+            "seconds": round(time.perf_counter() - started, 1),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {args.device.type}",
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        },
+    }
+
+    # 6 save, and prove that plain transformers loads it
+    export_text_encoder(model, folder, tokenizer=tokenizer)
+    report = verify_drop_in(folder, model, tokenizer=tokenizer)
+    projection.save_pretrained(folder / "projection")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    card = build_model_card(
+        metrics,
+        license=script.license,
+        model_id=str(args.output_dir),
+        projection_id=f"{args.output_dir}/projection",
+        projection_type=projection.config.projection_type,
+        prompt_template=projection.config.prompt_template,
+    )
+    card.save(folder / "README.md")
+    recall_key = next((key for row in trainer.state.log_history for key in row if key.endswith("recall@10")), "")
+    plot_curves(trainer.state.log_history, folder / "loss.png", recall_key=recall_key)
+    if first:
+        best_after = first.search(5, text_encoder=model, rows=rows)
+        plot_retrieval(first.benchmark, rows, best_before, best_after, folder / "retrieval.png")
+
+    # 7 tell
+    for name in evaluators:
+        if f"{name}_recall@1" in metrics["after"]:
+            columns = ("recall@1", "recall@5", "recall@10", "recall@50", "map@10")
+            say(f"\n{name}: {len(evaluators[name].benchmark.queries)} queries, "
+                f"{len(evaluators[name].benchmark.gallery)} pictures, in percent\n")
+            say(result_table(metrics, name, columns))
+    shown = [key for key in metrics["gain"] if not key.startswith("shapes_recall@") and key != "shapes_map@10"]
+    if shown:
+        say("\n" + gain_table(metrics, shown))
+    say(f"\nThe text encoder loads in plain transformers with the same embeddings (largest difference "
+        f"{report.max_difference:.1g}). All of it lies in {folder}:")
+    for file, what in (
+        ("model.safetensors", "the text encoder, with config and tokenizer beside it"),
+        ("projection/", "the projection it was trained for"),
+        ("metrics.json", "every figure of this run"),
+        ("README.md", "the model card"),
+        ("loss.png", "loss and recall over the steps"),
+        ("retrieval.png", "eight queries before and after"),
+    ):
+        say(f"  {file:<18} {what}")
+    say("\nLoad it:\n\n  from transformers import AutoTokenizer, CLIPTextModelWithProjection")
+    say(f'  tokenizer = AutoTokenizer.from_pretrained("{args.output_dir}")')
+    say(f'  text_encoder = CLIPTextModelWithProjection.from_pretrained("{args.output_dir}")')
+
+
+def _spread(total: int, number: int) -> list[int]:
+    """`number` places spread evenly over `total`, chosen by no result."""
+    return [(2 * place + 1) * total // (2 * number) for place in range(min(number, total))]
+
+
+if __name__ == "__main__":
+    with one_screen_errors():
+        if wants_help(sys.argv[1:]):
+            from rtd_hf.options import RTDOptions as TrainingOptions
+        else:
+            from rtd_hf import RTDTrainingArguments as TrainingOptions
+        parsed = parse(
+            (ScriptArguments, ModelArguments, TrainingOptions),
+            sys.argv[1:],
+            default_recipe=HERE / "recipes" / "shapes.yaml",
+            description="Fine-tunes a CLIP text encoder with RTD and measures composed image retrieval before and after.",
+        )
+        main(*parsed)

@@ -1,0 +1,112 @@
+"""Arguments of a script: a YAML recipe first, the command line over it, and `--help` without heavy imports."""
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for help, so that nothing heavy needs to be imported."""
+    return any(token in ("-h", "--help") for token in argv)
+
+
+def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
+    """Turns a YAML recipe into command-line tokens.
+
+    Args:
+        path (`str` or `Path`): The recipe: a flat mapping from argument names to values.
+        names (`set[str]`): The arguments the script knows.
+
+    Returns:
+        `list[str]`, such as `["--learning_rate", "0.001"]`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no flat mapping, or holds a key that the script does not know.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"`--config` {path} does not exist. Recipes lie in {Path(__file__).parents[1] / 'recipes'}.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--config` {path} is not valid YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`--config` {path} must hold `name: value` lines, got a {type(recipe).__name__}.")
+    for key in recipe:
+        if key not in names:
+            raise ValueError(f"Recipe {path} has the unknown key `{key}`.{_nearest(str(key), names)}")
+    tokens = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            tokens += [f"--{key}", *(str(item) for item in value)]
+        else:
+            tokens += [f"--{key}", json.dumps(value) if isinstance(value, dict | bool) else str(value)]
+    return tokens
+
+
+def parse(kinds: Sequence[type], argv: Sequence[str], *, default_recipe: str | Path, description: str):
+    """Parses recipe and command line into dataclasses; what the command line says wins.
+
+    Args:
+        kinds (`Sequence[type]`): The dataclasses.
+        argv (`Sequence[str]`): The command line without the program's name.
+        default_recipe (`str` or `Path`): Read where `--config` is not given.
+        description (`str`): For `--help`.
+
+    Returns:
+        `tuple` of one instance of each dataclass.
+
+    Raises:
+        ValueError: If a key or argument is unknown; the message proposes the nearest one.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        kinds,
+        description=description,
+        epilog="Every argument of transformers.TrainingArguments is accepted too, on the command line and in a recipe.",
+        allow_abbrev=False,
+    )
+    if wants_help(argv):
+        parser.print_help()
+        raise SystemExit(0)
+    names = {item.name for kind in kinds for item in dataclasses.fields(kind) if item.init}
+    config, rest = default_recipe, list(argv)
+    for position, token in enumerate(rest):
+        if token == "--config" and position + 1 < len(rest):
+            config = rest[position + 1]
+        elif token.startswith("--config="):
+            config = token.removeprefix("--config=")
+    tokens = [*recipe_tokens(config, names), *rest]
+    *values, unknown = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True)
+    if unknown:
+        key = unknown[0].lstrip("-").split("=")[0]
+        raise ValueError(f"Unknown argument `{unknown[0]}`.{_nearest(key, names)} `--help` lists what there is.")
+    return tuple(values)
+
+
+def _nearest(key: str, names: set[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+@contextmanager
+def one_screen_errors() -> Iterator[None]:
+    """Ends the script with exit code 1 and the error's message; `RTD_HF_TRACEBACK=1` shows where it came from."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, ImportError, ArithmeticError) as error:
+        if os.environ.get("RTD_HF_TRACEBACK"):
+            raise
+        sys.stdout.flush()
+        raise SystemExit(f"\n{type(error).__name__}: {error}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)") from None

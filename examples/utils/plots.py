@@ -1,0 +1,89 @@
+"""Pictures of a run: the learning curve, and what was retrieved before and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def plot_curves(log_history: Sequence[dict], path: str | Path, *, recall_key: str) -> None:
+    """Loss and validation recall over the steps of a run.
+
+    Args:
+        log_history (`Sequence[dict]`): `trainer.state.log_history`.
+        path (`str` or `Path`): The PNG file to write.
+        recall_key (`str`): The recall's key in the history.
+    """
+    plt = _pyplot()
+    train = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    held_back = [(row["step"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
+    recall = [(row["step"], row[recall_key]) for row in log_history if recall_key in row]
+    figure, axes = plt.subplots(1, 2 if recall else 1, figsize=(9 if recall else 5, 3.4), squeeze=False)
+    loss_axis = axes[0, 0]
+    for points, label in ((train, "training triplets"), (held_back, "held-back triplets")):
+        if points:
+            loss_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    loss_axis.set(xlabel="step", ylabel="contrastive loss", title="Loss")
+    loss_axis.legend(frameon=False)
+    if recall:
+        axes[0, 1].plot(*zip(*recall, strict=True), marker="o", markersize=3, color="tab:green")
+        name = recall_key.removeprefix("eval_").replace("_recall@", " R@")
+        axes[0, 1].set(xlabel="step", ylabel=f"{name} (%)", title="Validation queries", ylim=(0, 100))
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_retrieval(benchmark, rows: Sequence[int], before: list, after: list, path: str | Path) -> None:
+    """For a few queries: the reference, the text, the top five before and after, hits framed in green.
+
+    Args:
+        benchmark ([`CIRBenchmark`]): The benchmark the queries belong to.
+        rows (`Sequence[int]`): Which of its queries.
+        before (`list[list[str]]`): Per query the ids of the best five images before.
+        after (`list[list[str]]`): The same after.
+        path (`str` or `Path`): The PNG file to write.
+    """
+    from textwrap import fill
+
+    from matplotlib.patches import Rectangle
+
+    plt = _pyplot()
+    shown = len(before[0])
+    widths = [1, 1.9, *[1] * shown, 0.25, *[1] * shown]
+    figure, axes = plt.subplots(
+        len(rows), len(widths), figsize=(1.05 * sum(widths), 1.12 * len(rows) + 0.5), width_ratios=widths
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, row in enumerate(rows):
+        query = benchmark.queries[row]
+        axes[line, 0].imshow(benchmark.load_image(query.reference))
+        axes[line, 1].text(0.04, 0.5, fill(query.texts[0], 22), va="center", ha="left", fontsize=9)
+        axes[line, 1].set(xlim=(0, 1), ylim=(0, 1))
+        for first, ids in ((2, before[line]), (3 + shown, after[line])):
+            for column, image_id in enumerate(ids):
+                axis = axes[line, first + column]
+                image = benchmark.load_image(image_id)
+                axis.imshow(image)
+                if image_id in query.targets:
+                    width, height = image.size
+                    frame = Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="#10b030", linewidth=5)
+                    axis.add_patch(frame)
+    axes[0, 0].set_title("reference", fontsize=10)
+    axes[0, 1].set_title("text", fontsize=10)
+    axes[0, 2 + shown // 2].set_title("top five before", fontsize=10)
+    axes[0, 3 + shown + shown // 2].set_title("top five after RTD", fontsize=10)
+    figure.tight_layout(pad=0.3, h_pad=0.35, w_pad=0.25)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -1,0 +1,7 @@
+"""Evaluation sets. A new one is one file and one import line here."""
+
+from .base import BENCHMARKS, CIRBenchmark, CIRQuery
+from .shapes import load_shapes, load_shapes_categories, load_shapes_many
+
+
+__all__ = ["BENCHMARKS", "CIRBenchmark", "CIRQuery", "load_shapes", "load_shapes_categories", "load_shapes_many"]

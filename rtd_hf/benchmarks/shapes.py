@@ -1,0 +1,213 @@
+"""The offline world as a benchmark, three ways: one target, many targets, categories with two captions.
+
+Every picture shows a combination that no training pair, caption or triplet contains. Galleries are made of the queries'
+references and targets and of hard distractors: near-duplicates that differ from a target, or from the reference, by one
+edit. All is drawn from a seed, so the same arguments give the same benchmark everywhere.
+"""
+
+import random
+from dataclasses import replace
+
+from ..shapes.captions import describe_fully
+from ..shapes.edits import Edit, sample_edit, sample_edits
+from ..shapes.pictures import picture
+from ..shapes.scenes import Scene, sample_scene
+from .base import BENCHMARKS, CIRBenchmark, CIRQuery
+
+
+_RANKS = ("recall@1", "recall@5", "recall@10", "recall@50", "map@10")
+_SIZELESS = {"size": "small"}  # any fixed value: blots out the sizes when scenes are compared
+
+
+class _Gallery:
+    """Pictures under construction: scenes in order, each with the seed it is drawn with."""
+
+    def __init__(self, rng: random.Random):
+        self.rng, self.rows, self.first = rng, [], {}
+
+    def add(self, scene: Scene, *, again: bool = False) -> str:
+        """The id of the picture of a scene; drawn anew if there is none yet, or if `again` asks for a second one."""
+        if scene not in self.first or again:
+            self.first.setdefault(scene, len(self.rows))
+            self.rows.append((scene, self.rng.getrandbits(63)))
+            return f"{len(self.rows) - 1:05d}"
+        return f"{self.first[scene]:05d}"
+
+    def load_image(self, image_id: str):
+        scene, seed = self.rows[int(image_id)]
+        return picture(scene, seed)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(f"{index:05d}" for index in range(len(self.rows)))
+
+
+def _distractors(reference: Scene, target: Scene, number: int, rng: random.Random) -> list[Scene]:
+    """Different scenes one edit away: about three from the target for every two from the reference."""
+    found: dict[Scene, None] = {}
+    while len(found) < number:
+        start = target if len(found) % 5 < 3 else reference
+        found[sample_edit(start, rng).after] = None
+        found.pop(reference, None)
+        found.pop(target, None)
+    return list(found)
+
+
+def _query_text(edits: list[Edit]) -> str:
+    return " and ".join(edit.text for edit in edits)
+
+
+@BENCHMARKS.register("shapes")
+def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 0) -> CIRBenchmark:
+    """One target per query, as CIRR: the reference is not ranked, and a subset holds the five hardest distractors.
+
+    Args:
+        root (`str`, *optional*): Not used: the pictures are drawn.
+        num_queries (`int`, *optional*, defaults to 500): Queries; a fifth of them asks for two changes.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
+
+    Returns:
+        [`CIRBenchmark`] named `shapes`, with about seven pictures a query.
+    """
+    rng = random.Random(f"shapes {seed}")
+    gallery, queries = _Gallery(rng), []
+    for number in range(num_queries):
+        reference = sample_scene(rng, "held_out")
+        edits = sample_edits(reference, rng, 2 if number % 5 == 4 else 1)
+        target = edits[-1].after
+        target_id = gallery.add(target)
+        candidates = [gallery.add(scene) for scene in _distractors(reference, target, 5, rng)]
+        queries.append(
+            CIRQuery(
+                id=f"{number:05d}",
+                reference=gallery.add(reference),
+                texts=(_query_text(edits),),
+                targets=(target_id,),
+                candidates=(target_id, *candidates),
+                target_caption=describe_fully(target, rng),
+            )
+        )
+    return CIRBenchmark(
+        name="shapes",
+        queries=queries,
+        gallery=gallery.ids,
+        load_image=gallery.load_image,
+        metrics=(*_RANKS, "recall_subset@1", "recall_subset@2", "recall_subset@3"),
+        exclude_reference=True,
+    )
+
+
+def _without_size(scene: Scene) -> Scene:
+    return replace(scene, objects=tuple(replace(item, **_SIZELESS) for item in scene.objects))
+
+
+def _resize(scene: Scene, rng: random.Random) -> Scene:
+    return replace(scene, objects=tuple(replace(item, size=rng.choice(("small", "large"))) for item in scene.objects))
+
+
+@BENCHMARKS.register("shapes_many")
+def load_shapes_many(root: str | None = None, *, num_queries: int = 300, seed: int = 0) -> CIRBenchmark:
+    """Many targets per query, as CIRCO: every picture that fits counts, whatever the size of its objects.
+
+    Where the text itself asks for a size, only pictures of that size count. The reference stays in the ranking.
+
+    Args:
+        root (`str`, *optional*): Not used: the pictures are drawn.
+        num_queries (`int`, *optional*, defaults to 300): Queries.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
+
+    Returns:
+        [`CIRBenchmark`] named `shapes_many`; `targets[0]` is drawn from the very scene the edit leads to.
+    """
+    rng = random.Random(f"shapes_many {seed}")
+    gallery, drafts = _Gallery(rng), []
+    for number in range(num_queries):
+        reference = sample_scene(rng, "held_out")
+        edit = sample_edit(reference, rng)
+        target_id = gallery.add(edit.after)
+        for _ in range(rng.randint(0, 5)):
+            gallery.add(edit.after if edit.kind == "size" else _resize(edit.after, rng), again=True)
+        for scene in _distractors(reference, edit.after, 5, rng):
+            gallery.add(scene)
+        drafts.append((f"{number:05d}", gallery.add(reference), edit, target_id, describe_fully(edit.after, rng)))
+
+    exact: dict[Scene, list[str]] = {}
+    any_size: dict[Scene, list[str]] = {}
+    for image_id, (scene, _) in zip(gallery.ids, gallery.rows, strict=True):
+        exact.setdefault(scene, []).append(image_id)
+        any_size.setdefault(_without_size(scene), []).append(image_id)
+
+    queries = []
+    for query_id, reference_id, edit, target_id, target_caption in drafts:
+        fits = exact[edit.after] if edit.kind == "size" else any_size[_without_size(edit.after)]
+        targets = (target_id, *(image_id for image_id in fits if image_id not in (target_id, reference_id)))
+        queries.append(CIRQuery(query_id, reference_id, (edit.text,), targets, target_caption=target_caption))
+    return CIRBenchmark(
+        name="shapes_many",
+        queries=queries,
+        gallery=gallery.ids,
+        load_image=gallery.load_image,
+        metrics=("map@5", "map@10", "map@25", "map@50", "recall@5", "recall@10"),
+    )
+
+
+_SAME_KIND = {
+    "single": ("shape", "colour", "size", "texture", "background", "move"),
+    "group": ("shape", "colour", "size", "texture", "background", "count"),
+    "pair": ("shape", "colour", "size", "texture", "background", "move"),
+}
+
+
+def _two_edits_within(kind: str, rng: random.Random) -> list[Edit]:
+    """A reference of a kind of scene with two different edits after which it is still of that kind."""
+    while True:
+        edits = sample_edits(sample_scene(rng, "held_out", kind), rng, 2)
+        if all(edit.after.kind == kind and edit.kind in _SAME_KIND[kind] for edit in edits):
+            return edits
+
+
+@BENCHMARKS.register("shapes_categories")
+def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, seed: int = 0) -> CIRBenchmark:
+    """Three categories with two captions per query, as FashionIQ: lone objects, groups, pairs.
+
+    Each caption asks for one change; both orders of the two are encoded and averaged. Each category has a gallery of
+    its own, and the reference stays in it.
+
+    Args:
+        root (`str`, *optional*): Not used: the pictures are drawn.
+        num_queries (`int`, *optional*, defaults to 600): Queries, a third in each category.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
+
+    Returns:
+        [`CIRBenchmark`] named `shapes_categories` with the groups `single`, `group` and `pair`.
+    """
+    rng = random.Random(f"shapes_categories {seed}")
+    gallery, queries, galleries = _Gallery(rng), [], {}
+    for category in _SAME_KIND:
+        members: dict[str, None] = {}
+        for number in range(num_queries // len(_SAME_KIND)):
+            edits = _two_edits_within(category, rng)
+            reference, target = edits[0].before, edits[-1].after
+            first, second = (edit.text for edit in edits)
+            reference_id, target_id = gallery.add(reference), gallery.add(target)
+            near = [gallery.add(scene) for scene in _distractors(reference, target, 4, rng) if scene.kind == category]
+            members.update(dict.fromkeys((reference_id, target_id, *near)))
+            queries.append(
+                CIRQuery(
+                    id=f"{category}-{number:05d}",
+                    reference=reference_id,
+                    texts=(f"{first} and {second}", f"{second} and {first}"),
+                    targets=(target_id,),
+                    group=category,
+                    target_caption=describe_fully(target, rng),
+                )
+            )
+        galleries[category] = tuple(members)
+    return CIRBenchmark(
+        name="shapes_categories",
+        queries=queries,
+        gallery=gallery.ids,
+        load_image=gallery.load_image,
+        metrics=("recall@10", "recall@50"),
+        galleries=galleries,
+    )

@@ -1,0 +1,188 @@
+"""Scores a text encoder on a benchmark. The image side never changes under RTD, so it is encoded once and kept."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import logging
+
+from .benchmarks.base import CIRBenchmark, CIRQuery
+from .metrics import Ranks, average_precision_at_k, paired_bootstrap, rank_targets, recall_at_k, top_k
+from .retrieval import ComposedImageRetriever
+
+
+logger = logging.get_logger(__name__)
+
+Composer = Literal["projection", "image", "text", "sum", "caption"]
+
+
+@dataclass(frozen=True)
+class CIRResult:
+    """What one encoder reached on one benchmark.
+
+    Args:
+        per_query (`dict[str, torch.Tensor]`): Per metric one value a query, in percent, whose mean is the metric.
+        num_tied (`int`): Queries whose target shares its score with another image.
+        num_queries (`int`): Queries scored; none is ever left out.
+    """
+
+    per_query: Mapping[str, torch.Tensor]
+    num_tied: int
+    num_queries: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics in percent, such as `{"shapes_recall@10": 29.5}`."""
+        return {name: values.mean().item() for name, values in self.per_query.items()}
+
+    def gain_over(self, before: "CIRResult", *, seed: int = 0) -> dict[str, dict[str, float]]:
+        """Gains over an earlier result on the same queries, with paired bootstrap 95 % intervals.
+
+        Returns:
+            `dict`: per metric `{"gain": ..., "low": ..., "high": ...}` in percentage points.
+        """
+        gains = {}
+        for name, values in self.per_query.items():
+            interval = paired_bootstrap(before.per_query[name], values, seed=seed)
+            gains[name] = {"gain": interval.gain, "low": interval.low, "high": interval.high}
+        return gains
+
+
+class CIREvaluator:
+    """A callable `(text_encoder) -> {metric: percent}` over one benchmark; works in [`RTDTrainer`] and alone.
+
+    Args:
+        benchmark ([`CIRBenchmark`]): Queries, gallery and metrics.
+        retriever ([`ComposedImageRetriever`]): Encodes images and queries; its text encoder is scored by default.
+        ties (`str`, *optional*, defaults to `"pessimistic"`): How equal scores count: against the target, for it
+            (`"optimistic"`), or the mean over their orders (`"mean"`). Ties are reported either way.
+    """
+
+    def __init__(self, benchmark: CIRBenchmark, retriever: ComposedImageRetriever, *, ties: str = "pessimistic"):
+        self.benchmark, self.retriever, self.ties = benchmark, retriever, ties
+        self._image_embeds: torch.Tensor | None = None
+        self._index = {image_id: row for row, image_id in enumerate(benchmark.gallery)}
+
+    @property
+    def image_embeds(self) -> torch.Tensor:
+        """The gallery's embeddings, `(N, D)`, not normalised; encoded at first use."""
+        if self._image_embeds is None:
+            gallery, load = self.benchmark.gallery, self.benchmark.load_image
+            self._image_embeds = self.retriever.embed_images(lambda i: load(gallery[i]), number=len(gallery))
+        return self._image_embeds
+
+    def __call__(self, text_encoder=None) -> dict[str, float]:
+        """Scores a text encoder (the retriever's own by default): `{"shapes_recall@10": 77.0, ...}` in percent."""
+        return self.evaluate(text_encoder).metrics
+
+    def evaluate(self, text_encoder=None, *, composer: Composer = "projection") -> CIRResult:
+        """Scores one way of composing the query.
+
+        Args:
+            text_encoder (*optional*): The encoder to score; the retriever's own by default.
+            composer (`str`, *optional*, defaults to `"projection"`): `"projection"` is composed retrieval. The
+                baselines: `"image"` (reference alone), `"text"` (conditioning text alone), `"sum"` (normalised sum of
+                both). `"caption"` is the upper bound: the full caption of the target as the query.
+
+        Returns:
+            [`CIRResult`]
+
+        Raises:
+            ValueError: If features are not finite, or the benchmark has no target captions for `"caption"`.
+        """
+        queries, images = self.benchmark.queries, F.normalize(self.image_embeds, dim=-1)
+        embeds = self._compose(composer, text_encoder)
+        groups = list(dict.fromkeys(query.group for query in queries))
+        parts = []
+        for group in groups:
+            rows = [row for row, query in enumerate(queries) if query.group == group]
+            parts.append(self._score([queries[row] for row in rows], embeds[rows], images, group))
+        values: dict[str, torch.Tensor] = {}
+        for metric in self.benchmark.metrics:
+            for group, (part, _) in zip(groups, parts, strict=True):
+                if group:
+                    values[f"{self.benchmark.name}_{group}_{metric}"] = part[metric]
+            # The mean over groups is not weighted by their size: scale each query so that the plain mean says so.
+            scaled = [part[metric] * (len(queries) / (len(groups) * len(part[metric]))) for part, _ in parts]
+            values[f"{self.benchmark.name}_{metric}"] = torch.cat(scaled)
+        num_tied = sum(tied for _, tied in parts)
+        if num_tied:
+            logger.warning(
+                f"{num_tied} of {len(queries)} queries of `{self.benchmark.name}` have images that score exactly like "
+                f"their target; they are counted by `ties={self.ties!r}`."
+            )
+        return CIRResult(values, num_tied, len(queries))
+
+    def search(self, k: int, *, text_encoder=None, rows: Sequence[int] | None = None) -> list[list[str]]:
+        """The best `k` images of some queries, best first, under the benchmark's own rules.
+
+        Args:
+            k (`int`): How many.
+            text_encoder (*optional*): The encoder to use; the retriever's own by default.
+            rows (`Sequence[int]`, *optional*): Which queries, by their place in the benchmark; all by default.
+
+        Returns:
+            `list[list[str]]`: Image ids per query.
+        """
+        queries, images = self.benchmark.queries, F.normalize(self.image_embeds, dim=-1)
+        rows = range(len(queries)) if rows is None else rows
+        embeds = self._compose("projection", text_encoder)
+        found = []
+        for row in rows:
+            pool = self.benchmark.gallery_of(queries[row].group)
+            gallery = images[[self._index[image_id] for image_id in pool]]
+            reference = [[pool.index(queries[row].reference)]] if self.benchmark.exclude_reference else None
+            best = top_k(embeds[row : row + 1], gallery, k, exclude=None if reference is None else torch.tensor(reference))
+            found.append([pool[i] for i in best.indices[0].tolist()])
+        return found
+
+    def _compose(self, composer: Composer, text_encoder) -> torch.Tensor:
+        queries, retriever = self.benchmark.queries, self.retriever
+        references = self.image_embeds[[self._index[query.reference] for query in queries]]
+        if composer == "projection":
+            return retriever.encode_queries(references, [query.texts for query in queries], text_encoder=text_encoder)
+        if composer == "image":
+            return F.normalize(references, dim=-1)
+        if composer in ("text", "sum"):
+            texts = retriever.encode_texts([query.texts[0] for query in queries], text_encoder=text_encoder)
+            return texts if composer == "text" else F.normalize(F.normalize(references, dim=-1) + texts, dim=-1)
+        if composer == "caption":
+            if not all(query.target_caption for query in queries):
+                raise ValueError(f"`{self.benchmark.name}` has no target captions, which `composer='caption'` needs.")
+            return retriever.encode_texts([query.target_caption for query in queries], text_encoder=text_encoder)
+        raise ValueError(f"`composer` must be projection, image, text, sum or caption, got {composer!r}.")
+
+    def _score(
+        self, queries: list[CIRQuery], embeds: torch.Tensor, images: torch.Tensor, group: str
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """Values per query in percent for every metric, and the number of queries with ties, within one gallery."""
+        pool = self.benchmark.gallery_of(group)
+        place = {image_id: row for row, image_id in enumerate(pool)}
+        gallery = images[[self._index[image_id] for image_id in pool]]
+        targets = _padded([[place[i] for i in query.targets] for query in queries])
+        exclude = None
+        if self.benchmark.exclude_reference:
+            exclude = _padded([[place[query.reference]] for query in queries])
+        ranks = rank_targets(embeds, gallery, targets, exclude=exclude, ties=self.ties)
+        subset = None
+        if any("subset" in metric for metric in self.benchmark.metrics):
+            candidates = _padded([[place[i] for i in query.candidates] for query in queries])
+            subset = rank_targets(embeds, gallery, targets, exclude=exclude, candidates=candidates, ties=self.ties)
+        values = {metric: 100 * _value(metric, ranks, subset) for metric in self.benchmark.metrics}
+        return values, int((ranks.num_tied > 0).sum())
+
+
+def _value(metric: str, ranks: Ranks, subset: Ranks | None) -> torch.Tensor:
+    name, k = metric.split("@")
+    if name == "map":
+        return average_precision_at_k(ranks, int(k))
+    # The first target alone counts for the recall, as in CIRCO; most benchmarks have no other.
+    return recall_at_k((subset if name == "recall_subset" else ranks).ranks[:, :1], int(k))
+
+
+def _padded(rows: list[list[int]]) -> torch.Tensor:
+    """Ragged rows of indices as an int64 tensor, filled up with -1."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])

@@ -1,0 +1,119 @@
+"""From pictures and texts to embeddings: the one place where queries are composed, for training, scoring and search."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from .prompts import PromptTokenizer
+
+
+class ComposedImageRetriever:
+    """Encodes galleries and composed queries with a CLIP image tower, a projection and a text encoder.
+
+    Only the text encoder is changed by RTD, so image embeddings made with the original CLIP stay valid.
+
+    Args:
+        text_encoder ([`CLIPTextModelForRTD`]): Encodes the composed prompt. May be wrapped by PEFT.
+        vision_model (`CLIPVisionModelWithProjection`): The frozen image tower.
+        projection ([`ImageToWordProjection`]): From image embeddings to pseudo-words.
+        tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
+        image_processor: The image tower's image processor.
+        batch_size (`int`, *optional*, defaults to 256): Images or texts encoded at once.
+    """
+
+    def __init__(
+        self, text_encoder, vision_model, *, projection, tokenizer, image_processor, batch_size: int = 256
+    ):
+        self.text_encoder, self.vision_model, self.projection = text_encoder, vision_model, projection
+        self.image_processor, self.batch_size = image_processor, batch_size
+        self.prompts = PromptTokenizer(tokenizer, projection.config.prompt_template)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence | Callable, *, number: int | None = None) -> torch.Tensor:
+        """Image embeddings as the projection wants them: projected, **not** normalised.
+
+        Args:
+            images (`Sequence` of PIL images or arrays, or `Callable[[int], image]`): The images, or what opens the
+                i-th of `number` images, so that a large gallery is never in memory at once.
+            number (`int`, *optional*): How many, where `images` is a callable.
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`, float32, on the CPU.
+        """
+        open_image = images if callable(images) else images.__getitem__
+        number = number if callable(images) else len(images)
+        device = next(self.vision_model.parameters()).device
+        embeds = []
+        starts = range(0, number, self.batch_size)
+        for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
+            batch = [open_image(i) for i in range(start, min(start + self.batch_size, number))]
+            pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
+            embeds.append(self.vision_model(pixel_values=pixels.to(device)).image_embeds.float().cpu())
+        return torch.cat(embeds)
+
+    def encode_images(self, images: Sequence | Callable, *, number: int | None = None) -> torch.Tensor:
+        """Gallery embeddings of images, L2-normalised.
+
+        Args:
+            images (`Sequence` or `Callable`): As for [`~ComposedImageRetriever.embed_images`].
+            number (`int`, *optional*): How many, where `images` is a callable.
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`, float32.
+        """
+        return F.normalize(self.embed_images(images, number=number), dim=-1)
+
+    @torch.inference_mode()
+    def encode_queries(
+        self, image_embeds: torch.Tensor, texts: Sequence[str | Sequence[str]], *, text_encoder=None
+    ) -> torch.Tensor:
+        """Composed queries: the prompt with the reference's pseudo-word in it, through the text encoder.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(Q, D)`): References, from
+                [`~ComposedImageRetriever.embed_images`], not normalised.
+            texts (`Sequence[str | Sequence[str]]`): A conditioning text per reference; of several the normalised
+                embeddings are averaged.
+            text_encoder (*optional*): Used instead of the retriever's own, to score a model in training.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, D)`, L2-normalised, float32.
+
+        Raises:
+            ValueError: If there are not as many texts as references.
+        """
+        if len(texts) != len(image_embeds):
+            raise ValueError(f"`texts` must hold one entry per reference, got {len(texts)} for {len(image_embeds)}.")
+        variants = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        rows = torch.tensor([row for row, texts in enumerate(variants) for _ in texts])
+        device = next(self.projection.parameters()).device
+        words = self.projection(image_embeds.to(device))
+        flat = [text for texts in variants for text in texts]
+        embeds = self._encode(
+            flat, lambda batch, at: {**self.prompts.compose(batch), "pseudo_words": words[rows[at]]}, text_encoder
+        )
+        mean = torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds)
+        return F.normalize(mean, dim=-1)
+
+    def encode_texts(self, texts: Sequence[str], *, text_encoder=None) -> torch.Tensor:
+        """Plain texts, no picture: `(N, D)`, L2-normalised, float32."""
+        return self._encode(texts, lambda batch, _: self.prompts.encode(batch), text_encoder)
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[str], make_batch: Callable, text_encoder=None) -> torch.Tensor:
+        """Encodes texts in order of length, so that batches need little padding; returns them in their own order."""
+        encoder = self.text_encoder if text_encoder is None else text_encoder
+        device, was_training = next(encoder.parameters()).device, encoder.training
+        order = torch.tensor(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+        encoder.eval()
+        try:
+            embeds = []
+            for at in order.split(self.batch_size):
+                batch = make_batch([texts[i] for i in at], at)
+                batch = {name: value.to(device) for name, value in batch.items()}
+                embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
+        finally:
+            encoder.train(was_training)
+        return torch.cat(embeds)[order.argsort()]

@@ -1,0 +1,26 @@
+"""Options of an RTD run: what the paper adds to HF's `TrainingArguments`, and the published defaults."""
+
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from .options import RTDOptions
+
+
+@dataclass
+class RTDTrainingArguments(RTDOptions, TrainingArguments):
+    """HF [`~transformers.TrainingArguments`] plus the options of RTD (Byun et al., ICCV 2025, arXiv 2406.09188).
+
+    Every option is described by its `help` string, in [`RTDOptions`]. These defaults of HF differ here, and are the
+    published recipe: `learning_rate` 1e-5, `lr_scheduler_type` `"constant"`, `weight_decay` 0.01 on every parameter,
+    `max_steps` 2000, `per_device_train_batch_size` 128. These differ because a contrastive loss over text triplets
+    needs them: `remove_unused_columns` False (the columns are texts), `dataloader_drop_last` True (a padded last batch
+    repeats rows, which would be false negatives), `logging_nan_inf_filter` False (a non-finite loss stops the run).
+
+    Raises:
+        ValueError: If an option is out of its range; the message names the option.
+    """
+
+    def __post_init__(self):
+        RTDOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)

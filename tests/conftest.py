@@ -1,0 +1,94 @@
+"""What every test shares: no network, fixed seeds, few threads, and which markers run."""
+
+import os
+import shutil
+import tempfile
+
+
+# Before anything of Hugging Face is imported: these are read at import.
+_HF_HOME = tempfile.mkdtemp(prefix="rtd_hf_tests_")
+os.environ.update(
+    HF_HOME=_HF_HOME,  # neither the caches nor the accelerate configuration of whoever runs the tests
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import ipaddress  # noqa: E402
+import random  # noqa: E402
+import socket  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test tried to reach another host."""
+
+
+def _is_local(host) -> bool:
+    host = host.decode() if isinstance(host, bytes) else host
+    if host in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_other_hosts() -> None:
+    """Applies to this process; processes that a test starts inherit `HF_HUB_OFFLINE` only."""
+
+    def guarded(original):
+        def connect(self, address):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+                raise NetworkBlockedError(f"Tests use no network, but something connects to {address}.")
+            return original(self, address)
+
+        return connect
+
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if not _is_local(host):
+            raise NetworkBlockedError(f"Tests use no network, but something looks up {host!r}.")
+        return resolve(host, *args, **kwargs)
+
+    socket.socket.connect = guarded(socket.socket.connect)
+    socket.socket.connect_ex = guarded(socket.socket.connect_ex)
+    socket.getaddrinfo = getaddrinfo
+
+
+_refuse_other_hosts()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(config, items):
+    slow = pytest.mark.skip(reason="slow: give --run-slow")
+    gpu = pytest.mark.skip(reason="gpu: no CUDA device")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--run-slow"):
+            item.add_marker(slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(gpu)
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
