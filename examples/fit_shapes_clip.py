@@ -73,7 +73,7 @@ def main() -> None:
     processor.save_pretrained(args.output_dir)
     keys = ("max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "adam_beta2", "warmup_steps")
     recipe = {
-        "command": "python " + " ".join(["examples/fit_shapes_clip.py", *sys.argv[1:]]),
+        "command": "python examples/fit_shapes_clip.py",
         "seed": args.seed,
         **{key: getattr(args, key) for key in keys},
         "lr_scheduler_type": str(args.lr_scheduler_type.value),
@@ -81,6 +81,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started),
         "figures": figures,
     }
+    # The command with the options above is the whole recipe; where it wrote to does not matter.
     Path(args.output_dir, "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 

@@ -9,7 +9,6 @@ package; this is how `rtd_hf/shapes/assets/lincir` was made.
 # ci: --max_steps 5 --output_dir {tmp}
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +108,8 @@ def main() -> None:
     keys = ("method", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "noise_scale")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     recipe = {
-        "command": "python " + " ".join(["examples/train_projection.py", *sys.argv[1:]]),
+        "command": f"python examples/train_projection.py --method {args.method}",
+        "clip_model": args.clip_model or "the small CLIP of the offline world",
         "seed": args.seed,
         **{key: getattr(args, key) for key in keys},
         "lr_scheduler_type": str(args.lr_scheduler_type.value),

@@ -85,14 +85,17 @@ def load_triplets(script: ScriptArguments, seed: int):
 
 def load_clip(script: ScriptArguments):
     """Text encoder, image tower, tokenizer, image processor and projection."""
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionModelWithProjection
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModelWithProjection
     from transformers.utils import logging
 
-    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection
+    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, check_safetensors
     from rtd_hf.shapes import ASSETS
 
     clip = str(ASSETS / "clip") if script.clip_model == "shapes" else script.clip_model
     projection = str(ASSETS / "lincir") if script.projection == "shapes" else script.projection
+    for folder in (clip, projection):
+        if Path(folder).is_dir():
+            check_safetensors(folder)  # names the file that is damaged
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # each tower reports the other one's weights as left over
     logging.disable_progress_bar()
@@ -100,7 +103,7 @@ def load_clip(script: ScriptArguments):
         CLIPTextModelForRTD.from_pretrained(clip),
         CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False),
         AutoTokenizer.from_pretrained(clip),
-        AutoImageProcessor.from_pretrained(clip),
+        CLIPImageProcessorPil.from_pretrained(clip),  # the processor the published CLIP was measured with
         ImageToWordProjection.from_pretrained(projection).eval(),
     )
     logging.set_verbosity(verbosity)
@@ -120,7 +123,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
     from rtd_hf import BENCHMARKS, CIREvaluator, ComposedImageRetriever, RTDTrainer
-    from rtd_hf import build_model_card, export_text_encoder, prepare_output_dir, verify_drop_in
+    from rtd_hf import build_model_card, check_triplets, export_text_encoder, prepare_output_dir, verify_drop_in
     from utils.plots import plot_curves, plot_retrieval
     from utils.tables import gain_table, result_table
 
@@ -142,6 +145,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     set_seed(args.seed)
     triplets = load_triplets(script, args.seed)
     held_back = min(script.num_eval_triplets, len(triplets) // 10) if args.eval_strategy != "no" else 0
+    check_triplets(triplets)
     text_encoder, vision_model, tokenizer, image_processor, projection = load_clip(script)
     vision_model.to(args.device)
     projection.to(args.device)

@@ -19,6 +19,7 @@ _MODULES = {
     "ProjectionConfig": "projections",
     # text
     "DataCollatorForRTD": "data_collator",
+    "check_triplets": "data_collator",
     "resolve_triplet_columns": "data_collator",
     "PromptTokenizer": "prompts",
     "clean_caption": "prompts",

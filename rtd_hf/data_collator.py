@@ -20,6 +20,8 @@ TRIPLET_COLUMNS = {
     "target_caption": ("target_caption", "output", "edited_prompt"),
 }
 
+_CHECKED_AT_ONCE = 50_000  # rows
+
 
 def resolve_triplet_columns(column_names: Iterable[str]) -> dict[str, str]:
     """
@@ -59,6 +61,46 @@ def resolve_triplet_columns(column_names: Iterable[str]) -> dict[str, str]:
         f"{', '.join(f'`{name}`' for name in names) or 'none'}. Rename them, "
         f"for example with `dataset.rename_column(old, new)`."
     )
+
+
+def check_triplets(dataset: Any) -> dict[str, str]:
+    """
+    Checks a data set of text triplets before any work is done: its columns, and that every caption holds text.
+
+    Args:
+        dataset (`datasets.Dataset`): The triplets. A data set without random access is checked by its columns alone;
+            the collator then checks each batch.
+
+    Returns:
+        `dict[str, str]`: the columns as [`resolve_triplet_columns`] finds them.
+
+    Raises:
+        ValueError: a column is missing, or captions are missing or blank; the message counts them and shows the first.
+    """
+    columns = resolve_triplet_columns(dataset.column_names)
+    if not hasattr(dataset, "with_format") or not hasattr(dataset, "__len__"):
+        return columns
+    import pyarrow.compute as compute
+
+    rows = dataset.with_format("arrow")
+    for column in columns.values():
+        number, first = 0, None
+        for start in range(0, len(dataset), _CHECKED_AT_ONCE):
+            texts = rows[start : start + _CHECKED_AT_ONCE].column(column)
+            if "string" not in str(texts.type) and str(texts.type) != "null":
+                raise ValueError(f"Column `{column}` must hold strings, but holds {texts.type}. Convert it to text.")
+            blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts.cast("string")), ""), True)
+            found = compute.sum(blank).as_py() or 0
+            if found and first is None:
+                first = start + compute.index(blank, True).as_py()
+            number += found
+        if number:
+            raise ValueError(
+                f"Column `{column}` holds no text in {number} of {len(dataset)} rows, first in row {first}: "
+                f"{dataset[first]!r}. Remove such rows, for example with "
+                f"`dataset.filter(lambda row: (row[{column!r}] or '').strip())`."
+            )
+    return columns
 
 
 class DataCollatorForRTD:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from .benchmarks.base import CIRBenchmark, CIRQuery
-from .metrics import Ranks, average_precision_at_k, paired_bootstrap, rank_targets, recall_at_k, top_k
+from .metrics import TIES, Ranks, average_precision_at_k, paired_bootstrap, rank_targets, recall_at_k, top_k
 from .retrieval import ComposedImageRetriever
 
 
@@ -23,7 +23,9 @@ class CIRResult:
     """What one encoder reached on one benchmark.
 
     Args:
-        per_query (`dict[str, torch.Tensor]`): Per metric one value a query, in percent, whose mean is the metric.
+        per_query (`dict[str, torch.Tensor]`): Per metric one value a query, in percent and in the order of the
+            benchmark's queries, whose mean is the metric. Where groups differ in size, the values of the overall
+            metric are weighted such that every group counts the same.
         num_tied (`int`): Queries whose target shares its score with another image.
         num_queries (`int`): Queries scored; none is ever left out.
     """
@@ -58,9 +60,14 @@ class CIREvaluator:
         retriever ([`ComposedImageRetriever`]): Encodes images and queries; its text encoder is scored by default.
         ties (`str`, *optional*, defaults to `"pessimistic"`): How equal scores count: against the target, for it
             (`"optimistic"`), or the mean over their orders (`"mean"`). Ties are reported either way.
+
+    Raises:
+        ValueError: If `ties` is none of these.
     """
 
     def __init__(self, benchmark: CIRBenchmark, retriever: ComposedImageRetriever, *, ties: str = "pessimistic"):
+        if ties not in TIES:
+            raise ValueError(f"`ties` must be one of {', '.join(TIES)}, got {ties!r}.")
         self.benchmark, self.retriever, self.ties = benchmark, retriever, ties
         self._image_embeds: torch.Tensor | None = None
         self._index = {image_id: row for row, image_id in enumerate(benchmark.gallery)}
@@ -93,21 +100,22 @@ class CIREvaluator:
             ValueError: If features are not finite, or the benchmark has no target captions for `"caption"`.
         """
         queries, images = self.benchmark.queries, F.normalize(self.image_embeds, dim=-1)
-        embeds = self._compose(composer, text_encoder)
-        groups = list(dict.fromkeys(query.group for query in queries))
-        parts = []
-        for group in groups:
-            rows = [row for row, query in enumerate(queries) if query.group == group]
-            parts.append(self._score([queries[row] for row in rows], embeds[rows], images, group))
+        embeds = self._compose(composer, queries, text_encoder)
+        groups: dict[str, list[int]] = {}
+        for row, query in enumerate(queries):
+            groups.setdefault(query.group, []).append(row)
         values: dict[str, torch.Tensor] = {}
-        for metric in self.benchmark.metrics:
-            for group, (part, _) in zip(groups, parts, strict=True):
-                if group:
-                    values[f"{self.benchmark.name}_{group}_{metric}"] = part[metric]
+        num_tied = 0
+        for group, rows in groups.items():
+            part, tied = self._score([queries[row] for row in rows], embeds[rows], images, group)
+            num_tied += tied
             # The mean over groups is not weighted by their size: scale each query so that the plain mean says so.
-            scaled = [part[metric] * (len(queries) / (len(groups) * len(part[metric]))) for part, _ in parts]
-            values[f"{self.benchmark.name}_{metric}"] = torch.cat(scaled)
-        num_tied = sum(tied for _, tied in parts)
+            weight = len(queries) / (len(groups) * len(rows))
+            for metric, per_query in part.items():
+                if group:
+                    values[f"{self.benchmark.name}_{group}_{metric}"] = per_query
+                overall = values.setdefault(f"{self.benchmark.name}_{metric}", torch.zeros(len(queries)))
+                overall[rows] = per_query * weight
         if num_tied:
             logger.warning(
                 f"{num_tied} of {len(queries)} queries of `{self.benchmark.name}` have images that score exactly like "
@@ -124,29 +132,29 @@ class CIREvaluator:
             rows (`Sequence[int]`, *optional*): Which queries, by their place in the benchmark; all by default.
 
         Returns:
-            `list[list[str]]`: Image ids per query.
+            `list[list[str]]`: Image ids per query, in the order of `rows`.
         """
-        queries, images = self.benchmark.queries, F.normalize(self.image_embeds, dim=-1)
-        rows = range(len(queries)) if rows is None else rows
-        embeds = self._compose("projection", text_encoder)
-        found = []
-        for row in rows:
-            pool = self.benchmark.gallery_of(queries[row].group)
+        rows = range(len(self.benchmark.queries)) if rows is None else rows
+        queries, images = [self.benchmark.queries[row] for row in rows], F.normalize(self.image_embeds, dim=-1)
+        embeds = self._compose("projection", queries, text_encoder)
+        found: dict[int, list[str]] = {}
+        for group in dict.fromkeys(query.group for query in queries):
+            at = [i for i, query in enumerate(queries) if query.group == group]
+            pool = self.benchmark.gallery_of(group)
             gallery = images[[self._index[image_id] for image_id in pool]]
-            reference = [[pool.index(queries[row].reference)]] if self.benchmark.exclude_reference else None
-            best = top_k(embeds[row : row + 1], gallery, k, exclude=None if reference is None else torch.tensor(reference))
-            found.append([pool[i] for i in best.indices[0].tolist()])
-        return found
+            best = top_k(embeds[at], gallery, k, exclude=self._excluded([queries[i] for i in at], pool))
+            found |= {i: [pool[j] for j in line] for i, line in zip(at, best.indices.tolist(), strict=True)}
+        return [found[i] for i in range(len(queries))]
 
-    def _compose(self, composer: Composer, text_encoder) -> torch.Tensor:
-        queries, retriever = self.benchmark.queries, self.retriever
+    def _compose(self, composer: Composer, queries: Sequence[CIRQuery], text_encoder) -> torch.Tensor:
+        retriever = self.retriever
         references = self.image_embeds[[self._index[query.reference] for query in queries]]
         if composer == "projection":
             return retriever.encode_queries(references, [query.texts for query in queries], text_encoder=text_encoder)
         if composer == "image":
             return F.normalize(references, dim=-1)
         if composer in ("text", "sum"):
-            texts = retriever.encode_texts([query.texts[0] for query in queries], text_encoder=text_encoder)
+            texts = retriever.encode_texts([query.texts for query in queries], text_encoder=text_encoder)
             return texts if composer == "text" else F.normalize(F.normalize(references, dim=-1) + texts, dim=-1)
         if composer == "caption":
             if not all(query.target_caption for query in queries):
@@ -162,16 +170,21 @@ class CIREvaluator:
         place = {image_id: row for row, image_id in enumerate(pool)}
         gallery = images[[self._index[image_id] for image_id in pool]]
         targets = _padded([[place[i] for i in query.targets] for query in queries])
-        exclude = None
-        if self.benchmark.exclude_reference:
-            exclude = _padded([[place[query.reference]] for query in queries])
+        exclude = self._excluded(queries, pool)
         ranks = rank_targets(embeds, gallery, targets, exclude=exclude, ties=self.ties)
         subset = None
         if any("subset" in metric for metric in self.benchmark.metrics):
             candidates = _padded([[place[i] for i in query.candidates] for query in queries])
             subset = rank_targets(embeds, gallery, targets, exclude=exclude, candidates=candidates, ties=self.ties)
         values = {metric: 100 * _value(metric, ranks, subset) for metric in self.benchmark.metrics}
-        return values, int((ranks.num_tied > 0).sum())
+        return values, ranks.num_tied_queries
+
+    def _excluded(self, queries: Sequence[CIRQuery], pool: Sequence[str]) -> torch.Tensor | None:
+        """The place of each query's reference in its gallery, `(Q, 1)`, where the benchmark leaves it out."""
+        if not self.benchmark.exclude_reference:
+            return None
+        place = {image_id: row for row, image_id in enumerate(pool)}
+        return torch.tensor([[place[query.reference]] for query in queries])
 
 
 def _value(metric: str, ranks: Ranks, subset: Ranks | None) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """RTD's options alone, without HF's: importing this module costs nothing, so `--help` answers at once."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,7 +30,9 @@ class RTDOptions:
     logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
 
     # The loss
-    temperature: float = field(default=0.07, metadata={"help": "Temperature of the contrastive loss (the paper's tau)."})
+    temperature: float = field(
+        default=0.07, metadata={"help": "Temperature of the contrastive loss (the paper's tau)."}
+    )
     loss_type: Literal["nt_xent", "info_nce"] = field(
         default="nt_xent",
         metadata={"help": "`nt_xent` over all 2N queries and anchors (published), or symmetric `info_nce`."},
@@ -52,23 +55,31 @@ class RTDOptions:
     refined_concatenation: bool = field(
         default=True, metadata={"help": "Pseudo-word of the reference caption; off: its literal words in the prompt."}
     )
-    noise_scale: float = field(default=0.5, metadata={"help": "Scale of the noise on the reference embedding (sigma)."})
+    noise_scale: float = field(
+        default=0.5, metadata={"help": "Scale of the noise on the reference embedding (sigma)."}
+    )
     noise_type: Literal["scaled_gaussian", "gaussian", "none"] = field(
         default="scaled_gaussian",
         metadata={"help": "`scaled_gaussian`: Gaussian times one U(0, 1) a row (published); `gaussian`; or `none`."},
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Longest text in tokens, BOS and EOS included; the encoder's own when not given."}
+        default=None,
+        metadata={"help": "Longest text in tokens, BOS and EOS included; the encoder's own when not given."},
     )
 
     def __post_init__(self):
         for name, choices in (("loss_type", LOSS_TYPES), ("noise_type", NOISE_TYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
-        if not self.noise_scale >= 0:
-            raise ValueError(f"`noise_scale` must not be negative, got {self.noise_scale}.")
+        for name in ("temperature", "noise_scale"):
+            try:  # YAML reads `5e-1` as text
+                setattr(self, name, float(getattr(self, name)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{name}` must be a number, got {getattr(self, name)!r}.") from error
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be above 0 and finite, got {self.temperature}.")
+        if not 0 <= self.noise_scale < math.inf:
+            raise ValueError(f"`noise_scale` must not be negative and be finite, got {self.noise_scale}.")
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 "`per_device_train_batch_size` must be at least 2, because the other rows are the negatives, got "

@@ -118,9 +118,7 @@ def bare_prompt(template: str, *, reference: str | None = None) -> str:
         `str`: `"a photo of $"` for `"a photo of $ that {caption}"`.
     """
     prompt = template[: template.rindex(PLACEHOLDER) + 1].replace(CAPTION_SLOT, "")
-    if reference is not None:
-        prompt = prompt.replace(PLACEHOLDER, reference)
-    return " ".join(prompt.split())
+    return " ".join(prompt.replace(PLACEHOLDER, PLACEHOLDER if reference is None else reference).split())
 
 
 class PromptTokenizer:
@@ -148,8 +146,7 @@ class PromptTokenizer:
     Attributes:
         placeholder_id (`int`): Token id of the placeholder.
         num_placeholders (`int`): Placeholders per prompt; the pseudo-words given to the model must be as many.
-        bare_is_prefix (`bool`):
-            Whether the bare prompt's tokens start the full prompt's, so that one row can carry both.
+        bare_is_prefix (`bool`): Whether the bare prompt's tokens start the full prompt's: one row can carry both.
         num_truncated (`int`): How many texts were cut so far, all calls together.
 
     Raises:
@@ -218,8 +215,7 @@ class PromptTokenizer:
             `dict[str, torch.Tensor]`: see the class.
 
         Raises:
-            TypeError: an argument is one string instead of a sequence of strings.
-            ValueError: an argument is empty, or they differ in length.
+            TypeError, ValueError: as [`~PromptTokenizer.compose`]; also where the two differ in number.
         """
         references = [clean_caption(text) for text in self._check_texts(references, "references")]
         captions = self._check_texts(captions, "captions")
@@ -243,8 +239,7 @@ class PromptTokenizer:
             `dict[str, torch.Tensor]`: see the class, with P = 1.
 
         Raises:
-            TypeError: `texts` is one string instead of a sequence of strings.
-            ValueError: `texts` is empty.
+            TypeError, ValueError: as [`~PromptTokenizer.compose`].
         """
         rows = self._tokenize([clean_caption(text) for text in self._check_texts(texts, "texts")])
         return self._lay_out(rows, None, mark_placeholders=False)

@@ -1,11 +1,15 @@
-"""From pictures and texts to embeddings: the one place where queries are composed, for training, scoring and search."""
+"""From pictures and texts to embeddings: the one place where queries are composed, for scoring and for search."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm.auto import tqdm
 
+from .images import open_image
 from .prompts import PromptTokenizer
 
 
@@ -23,9 +27,7 @@ class ComposedImageRetriever:
         batch_size (`int`, *optional*, defaults to 256): Images or texts encoded at once.
     """
 
-    def __init__(
-        self, text_encoder, vision_model, *, projection, tokenizer, image_processor, batch_size: int = 256
-    ):
+    def __init__(self, text_encoder, vision_model, *, projection, tokenizer, image_processor, batch_size: int = 256):
         self.text_encoder, self.vision_model, self.projection = text_encoder, vision_model, projection
         self.image_processor, self.batch_size = image_processor, batch_size
         self.prompts = PromptTokenizer(tokenizer, projection.config.prompt_template)
@@ -35,22 +37,36 @@ class ComposedImageRetriever:
         """Image embeddings as the projection wants them: projected, **not** normalised.
 
         Args:
-            images (`Sequence` of PIL images or arrays, or `Callable[[int], image]`): The images, or what opens the
-                i-th of `number` images, so that a large gallery is never in memory at once.
+            images (`Sequence` of PIL images, arrays or paths, or `Callable[[int], image]`): The images, or what opens
+                the i-th of `number` images, so that a large gallery is never in memory at once.
             number (`int`, *optional*): How many, where `images` is a callable.
 
         Returns:
             `torch.Tensor` of shape `(N, D)`, float32, on the CPU.
+
+        Raises:
+            TypeError: If `images` is one path, or a callable without `number`.
+            ValueError: If there are no images.
+            OSError: If a file is missing, damaged or no picture; the message names it.
         """
-        open_image = images if callable(images) else images.__getitem__
+        if isinstance(images, (str, os.PathLike)):
+            raise TypeError(
+                f"`images` must be a sequence of images or paths, got the one path {images!r}. Put it in a list."
+            )
+        if callable(images) and number is None:
+            raise TypeError("`number` must say how many images there are where `images` is a callable, got None.")
+        get = images if callable(images) else images.__getitem__
         number = number if callable(images) else len(images)
+        if number < 1:
+            raise ValueError(f"`images` must hold at least one image, got {number}.")
         device = next(self.vision_model.parameters()).device
         embeds = []
         starts = range(0, number, self.batch_size)
-        for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
-            batch = [open_image(i) for i in range(start, min(start + self.batch_size, number))]
-            pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
-            embeds.append(self.vision_model(pixel_values=pixels.to(device)).image_embeds.float().cpu())
+        with _evaluating(self.vision_model):
+            for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
+                batch = [_opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
+                pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
+                embeds.append(self.vision_model(pixel_values=pixels.to(device)).image_embeds.float().cpu())
         return torch.cat(embeds)
 
     def encode_images(self, images: Sequence | Callable, *, number: int | None = None) -> torch.Tensor:
@@ -82,38 +98,58 @@ class ComposedImageRetriever:
             `torch.Tensor` of shape `(Q, D)`, L2-normalised, float32.
 
         Raises:
-            ValueError: If there are not as many texts as references.
+            ValueError: If there are not as many texts as references, or a reference has none.
         """
         if len(texts) != len(image_embeds):
             raise ValueError(f"`texts` must hold one entry per reference, got {len(texts)} for {len(image_embeds)}.")
-        variants = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        rows = torch.tensor([row for row, texts in enumerate(variants) for _ in texts])
         device = next(self.projection.parameters()).device
-        words = self.projection(image_embeds.to(device))
-        flat = [text for texts in variants for text in texts]
-        embeds = self._encode(
-            flat, lambda batch, at: {**self.prompts.compose(batch), "pseudo_words": words[rows[at]]}, text_encoder
-        )
-        mean = torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds)
-        return F.normalize(mean, dim=-1)
+        with _evaluating(self.projection):
+            words = self.projection(image_embeds.to(device))
 
-    def encode_texts(self, texts: Sequence[str], *, text_encoder=None) -> torch.Tensor:
-        """Plain texts, no picture: `(N, D)`, L2-normalised, float32."""
+        def compose(batch: list[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {**self.prompts.compose(batch), "pseudo_words": words[rows.to(device)]}
+
+        return self._encode(texts, compose, text_encoder)
+
+    def encode_texts(self, texts: Sequence[str | Sequence[str]], *, text_encoder=None) -> torch.Tensor:
+        """Plain texts, no picture: `(N, D)`, L2-normalised, float32; several texts in an entry are averaged."""
         return self._encode(texts, lambda batch, _: self.prompts.encode(batch), text_encoder)
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str], make_batch: Callable, text_encoder=None) -> torch.Tensor:
+    def _encode(self, texts: Sequence[str | Sequence[str]], make_batch: Callable, text_encoder=None) -> torch.Tensor:
         """Encodes texts in order of length, so that batches need little padding; returns them in their own order."""
+        variants = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        without = [row for row, entry in enumerate(variants) if not entry]
+        if without or not variants:
+            where = f"{len(without)} entries without one (the first is {without[0]})" if without else "nothing at all"
+            raise ValueError(f"`texts` must hold at least one text per entry, got {where}.")
+        rows = torch.tensor([row for row, entry in enumerate(variants) for _ in entry])
+        flat = [text for entry in variants for text in entry]
         encoder = self.text_encoder if text_encoder is None else text_encoder
-        device, was_training = next(encoder.parameters()).device, encoder.training
-        order = torch.tensor(sorted(range(len(texts)), key=lambda i: len(texts[i])))
-        encoder.eval()
-        try:
-            embeds = []
+        device = next(encoder.parameters()).device
+        order = torch.tensor(sorted(range(len(flat)), key=lambda i: len(flat[i])))
+        embeds = []
+        with _evaluating(encoder):
             for at in order.split(self.batch_size):
-                batch = make_batch([texts[i] for i in at], at)
+                batch = make_batch([flat[i] for i in at], rows[at])
                 batch = {name: value.to(device) for name, value in batch.items()}
                 embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
-        finally:
-            encoder.train(was_training)
-        return torch.cat(embeds)[order.argsort()]
+        embeds = torch.cat(embeds)[order.argsort()]
+        return F.normalize(torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds), dim=-1)
+
+
+def _opened(image):
+    """An image as it came, or from its file."""
+    return open_image(image) if isinstance(image, (str, os.PathLike)) else image
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every module is in its own earlier mode again, also where they differ."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -3,7 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from .data_collator import DataCollatorForRTD, resolve_triplet_columns
 from .distributed import rank
 from .hub import export_text_encoder
 from .losses import TargetAnchoredContrastiveLoss
+from .models import PseudoWordMixin
 from .projections import ImageToWordProjection
 from .training_args import RTDTrainingArguments
 
@@ -28,10 +29,11 @@ class RTDTrainer(Trainer):
 
     Byun et al., *Reducing Task Discrepancy of Text Encoders for Zero-Shot Composed Image Retrieval*, ICCV 2025, arXiv
     2406.09188. Only the text encoder moves: the projection and the anchor, a frozen copy of the encoder as it was
-    passed in, never do. With `peft_config` the anchor is the same network with its adapters switched off.
+    passed in, never do. With adapters (`peft_config`, or a `PeftModel` passed in) the anchor is the same network with
+    its adapters switched off.
 
     Args:
-        model ([`CLIPTextModelForRTD`]): The text encoder to train.
+        model ([`CLIPTextModelForRTD`]): The text encoder to train, or a `PeftModel` around it.
         args ([`RTDTrainingArguments`]): Options; HF's and RTD's.
         projection ([`ImageToWordProjection`]): The frozen projection the encoder is trained for.
         processing_class (`CLIPTokenizer`): The text encoder's tokenizer; saved with every checkpoint.
@@ -45,9 +47,10 @@ class RTDTrainer(Trainer):
         **kwargs: Passed to [`~transformers.Trainer`].
 
     Raises:
-        ValueError: If the data set lacks a column, or the projection does not fit the encoder.
-        TypeError: If `args` are plain `TrainingArguments`.
-        FloatingPointError: In training, as soon as the loss is not finite.
+        ValueError: If a data set lacks a column, the training set is smaller than one step's batch, the projection
+            does not fit the encoder, or one process is to drive several GPUs.
+        TypeError: If `args` are plain `TrainingArguments`, or `model` takes no pseudo-words.
+        FloatingPointError: In training, as soon as the loss is not finite; and before weights that are not are saved.
     """
 
     def __init__(
@@ -67,18 +70,16 @@ class RTDTrainer(Trainer):
         if not isinstance(args, RTDTrainingArguments):
             raise TypeError(f"`args` must be `RTDTrainingArguments`, got {type(args).__name__}.")
         _check_fit(projection, model)
-        for dataset in (train_dataset, eval_dataset):
-            if getattr(dataset, "column_names", None):
-                resolve_triplet_columns(dataset.column_names)
-        self.anchor_model = None
-        if peft_config is None:
-            self.anchor_model = copy.deepcopy(model).eval().requires_grad_(False)
-        else:
+        _check_datasets(train_dataset, eval_dataset, args)
+        if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
+        self.anchor_model = None
+        if not hasattr(model, "disable_adapter"):
+            self.anchor_model = copy.deepcopy(model).eval().requires_grad_(False)
         self.evaluators = tuple(evaluators)
-        self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {m: defaultdict(list) for m in ("train", "eval")}
         self._draw_key: tuple[str, int] = ("", -1)
         self._draws = 0
         super().__init__(
@@ -88,7 +89,7 @@ class RTDTrainer(Trainer):
             or DataCollatorForRTD(
                 processing_class,
                 projection.config.prompt_template,
-                max_length=args.max_length,
+                max_length=args.max_length or model.config.max_position_embeddings,
                 refined_batch=args.refined_batch,
                 refined_concatenation=args.refined_concatenation,
             ),
@@ -103,7 +104,7 @@ class RTDTrainer(Trainer):
         self.projection = projection.to(args.device).eval().requires_grad_(False)
         if self.anchor_model is not None:
             self.anchor_model.to(args.device)
-        options = {"temperature": args.temperature, "loss_type": args.loss_type, "mask_duplicates": args.mask_duplicates}
+        options = {name: getattr(args, name) for name in ("temperature", "loss_type", "mask_duplicates")}
         self.loss = TargetAnchoredContrastiveLoss(**options, gather_across_devices=args.gather_across_devices)
         self.local_loss = TargetAnchoredContrastiveLoss(**options, gather_across_devices=False)
 
@@ -190,7 +191,7 @@ class RTDTrainer(Trainer):
         return model(**batch).text_embeds
 
     def _noise_like(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Noise keyed by (seed, step, micro-batch, rank), so that a resumed run draws what the uninterrupted one did."""
+        """Noise keyed by (seed, step, micro-batch, rank): a resumed run draws what the uninterrupted one did."""
         if self.args.noise_type == "none" or self.args.noise_scale == 0:
             return torch.zeros_like(embeds)
         mode = "train" if self.model.training else "eval"
@@ -198,7 +199,8 @@ class RTDTrainer(Trainer):
             self._draw_key, self._draws = (mode, self.state.global_step), 0
         key = (self.args.seed, mode == "eval", self.state.global_step, self._draws, rank())
         self._draws += 1
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(embeds.shape, generator=generator) * self.args.noise_scale
         if self.args.noise_type == "scaled_gaussian":
             noise *= torch.rand(len(embeds), 1, generator=generator)
@@ -209,15 +211,46 @@ class RTDTrainer(Trainer):
         if model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} after {self.state.global_step} steps. The weights are still those before "
-                f"this batch. Lower `learning_rate` (now {self._get_learning_rate():g}), raise `temperature` (now "
-                f"{self.args.temperature:g}), set `max_grad_norm`, or use bf16 instead of fp16; then resume from the "
-                f"last checkpoint in {self.args.output_dir}."
+                f"this batch. {self._advice()}"
             )
         batch = len(anchors) // 2 if self.args.refined_batch else len(anchors)
         similarity = F.cosine_similarity(queries[:batch].detach().float(), anchors[:batch].detach().float())
-        self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity.mean())
+        self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity)
+
+    def _advice(self) -> str:
+        return (
+            f"Lower `learning_rate` (now {self.args.learning_rate:g}), raise `temperature` (now "
+            f"{self.args.temperature:g}), set `max_grad_norm` (now {self.args.max_grad_norm:g}), or use bf16 instead "
+            f"of fp16; then resume from the last checkpoint in `{self.args.output_dir}`."
+        )
 
     # What Trainer does around the step
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """HF's, with every row: `dataloader_drop_last` is meant for training, and would shrink or empty this set."""
+        with self._last_batch_kept():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """HF's, with every row, as for the evaluation."""
+        with self._last_batch_kept():
+            return super().get_test_dataloader(test_dataset)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """HF's, with outputs `(B, P, D)`: HF counts and cuts predictions by their first dimension, the triplets."""
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if outputs is not None:
+            triplets = len(inputs["text_ids"]) // 2
+            outputs = tuple(part.unflatten(0, (-1, triplets)).transpose(0, 1).contiguous() for part in outputs)
+        return loss, outputs, labels
+
+    @contextmanager
+    def _last_batch_kept(self):
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All parameters: the published recipe decays biases and norms too."""
@@ -241,12 +274,19 @@ class RTDTrainer(Trainer):
         super().log(logs, start_time)
 
     def _drain(self, mode: str) -> dict[str, float]:
-        means = {name: torch.stack(values).mean() for name, values in self._metrics[mode].items()}
+        means = {name: torch.cat(values).mean() for name, values in self._metrics[mode].items()}
         self._metrics[mode].clear()
         return {name: self.accelerator.gather(value).mean().item() for name, value in means.items()}
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """HF's save. Of adapters the merged encoder is written too, so each checkpoint loads in plain transformers."""
+        # A step may have broken the weights since the last loss, and no checkpoint must hold such weights.
+        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} weights are not finite after {self.state.global_step} steps, first `{broken[0]}`; "
+                f"nothing was saved. {self._advice()}"
+            )
         super()._save(output_dir, state_dict)
         if self.anchor_model is None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
@@ -255,10 +295,38 @@ class RTDTrainer(Trainer):
 
 def _check_fit(projection: ImageToWordProjection, model: nn.Module) -> None:
     """The projection reads the encoder's joint space and writes into its token embeddings."""
+    encoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(encoder, PseudoWordMixin):
+        # The stock class would take the pseudo-words as unknown keywords and ignore them.
+        raise TypeError(
+            f"`model` must be a text encoder that takes pseudo-words, such as `CLIPTextModelForRTD`, got "
+            f"{type(encoder).__name__}. Load the same checkpoint with `CLIPTextModelForRTD.from_pretrained`."
+        )
     widths = (projection.config.input_dim, projection.config.output_dim)
-    wanted = (model.config.projection_dim, model.config.hidden_size)
+    wanted = (encoder.config.projection_dim, encoder.config.hidden_size)
     if widths != wanted:
         raise ValueError(
-            f"`projection` maps {widths[0]} to {widths[1]} dimensions, but `model` has a joint space of {wanted[0]} and "
-            f"token embeddings of {wanted[1]}. Use the projection that was fitted to this CLIP."
+            f"`projection` maps {widths[0]} to {widths[1]} dimensions, but `model` has a joint space of {wanted[0]} "
+            f"and token embeddings of {wanted[1]}. Use the projection that was fitted to this CLIP."
         )
+
+
+def _check_datasets(train_dataset, eval_dataset, args: RTDTrainingArguments) -> None:
+    """What would otherwise show after minutes, or not at all: HF trains on a set without a full batch for 0 steps."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and `DataParallel` would mix up the rows of a batch. Start one "
+            f"process per GPU with `accelerate launch`, or show it one GPU with `CUDA_VISIBLE_DEVICES=0`."
+        )
+    evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+    for dataset in (train_dataset, *evaluated):
+        if getattr(dataset, "column_names", None):
+            resolve_triplet_columns(dataset.column_names)
+    if hasattr(train_dataset, "__len__") and args.dataloader_drop_last:
+        needed = args.train_batch_size * args.world_size
+        if len(train_dataset) < needed:
+            raise ValueError(
+                f"`train_dataset` holds {len(train_dataset)} rows, fewer than the {needed} of one step "
+                f"(`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} "
+                f"process(es)), and an incomplete batch is dropped. Lower the batch size or give more rows."
+            )

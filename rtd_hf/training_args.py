@@ -15,7 +15,8 @@ class RTDTrainingArguments(RTDOptions, TrainingArguments):
     published recipe: `learning_rate` 1e-5, `lr_scheduler_type` `"constant"`, `weight_decay` 0.01 on every parameter,
     `max_steps` 2000, `per_device_train_batch_size` 128. These differ because a contrastive loss over text triplets
     needs them: `remove_unused_columns` False (the columns are texts), `dataloader_drop_last` True (a padded last batch
-    repeats rows, which would be false negatives), `logging_nan_inf_filter` False (a non-finite loss stops the run).
+    repeats rows, which would be false negatives; evaluation keeps it), `logging_nan_inf_filter` False (a non-finite
+    loss stops the run). And `per_device_eval_batch_size` is 128, `logging_steps` 50.
 
     Raises:
         ValueError: If an option is out of its range; the message names the option.

@@ -113,3 +113,35 @@ def tiny_text_model(model_class: type = CLIPTextModelWithProjection, *, legacy_e
     shape = tuple(sorted((key, value) for key, value in options.items() if key != "attn_implementation"))
     model.load_state_dict(_tiny_weights(shape), strict=True)
     return model.eval()
+
+
+def tiny_triplets(number: int) -> list[dict[str, str]]:
+    """Text triplets of different lengths out of words the tiny tokenizer knows, every reference different."""
+    colours, things = ("red", "green", "blue", "yellow", "black", "white"), ("dog", "cat", "car", "tree", "bird")
+    places = ("on the grass", "in a house with a small table", "and a man")
+    rows = []
+    for index in range(number):
+        colour, other = colours[index % 6], colours[(index + 1 + index // 6 % 5) % 6]
+        thing, place = things[index % 5], places[index // 30 % 3]
+        more = " and has more white in the right" if index % 2 else ""
+        rows.append(
+            {
+                "reference_caption": f"a {colour} {thing} {place}" + " more" * (index // 90),
+                "conditioning_caption": f"is {other} instead of {colour}{more}",
+                "target_caption": f"the {other} {thing} {place}{more}",
+            }
+        )
+    return rows
+
+
+def tiny_projection(**options):
+    """A LinCIR projection that fits the tiny text encoder (D = 24, H = 32), with the same weights at every call."""
+    from rtd_hf.projections import ImageToWordProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        projection = ImageToWordProjection.build("lincir", 24, 32, **options)
+        for parameter in projection.parameters():
+            # As wide as the tiny encoder's token embeddings, so that the noise and a wrong word show in the result.
+            torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
+    return projection

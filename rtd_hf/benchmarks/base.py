@@ -1,6 +1,8 @@
 """What a benchmark is: queries, galleries and the metrics to report. How to score one is the evaluator's business."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..registry import Registry
@@ -19,7 +21,8 @@ class CIRQuery:
         reference (`str`): The reference image.
         texts (`tuple[str, ...]`): Conditioning texts; the embeddings of several are averaged (FashionIQ's two orders).
         targets (`tuple[str, ...]`): The right answers, one or many (CIRCO).
-        candidates (`tuple[str, ...]`, *optional*): The few images of the subset ranking (CIRR's group).
+        candidates (`tuple[str, ...]`, *optional*): The few images of the subset ranking (CIRR's group), the targets
+            among them.
         group (`str`, *optional*): Names the gallery and the average the query belongs to (FashionIQ's categories).
         target_caption (`str`, *optional*): A full caption of the target, for the upper bound.
     """
@@ -48,7 +51,8 @@ class CIRBenchmark:
             the whole gallery.
 
     Raises:
-        ValueError: If a query names an image that its gallery does not hold, or has no text or no target.
+        ValueError: If there is no query, a name occurs twice, a metric is unknown, a query has no text or no target,
+            or names an image that its gallery does not hold. All problems are counted, the first five are shown.
     """
 
     name: str
@@ -61,22 +65,48 @@ class CIRBenchmark:
 
     def __post_init__(self):
         if not self.queries:
-            raise ValueError(f"Benchmark `{self.name}` has no queries.")
-        known = set(self.gallery)
-        if len(known) != len(self.gallery):
-            raise ValueError(f"The gallery of `{self.name}` names {len(self.gallery) - len(known)} images twice.")
-        searched = {group: set(ids) for group, ids in self.galleries.items()}
-        problems = []
-        for query in self.queries:
-            pool = searched.get(query.group, known) if searched else known
-            if not query.texts or not query.targets:
-                problems.append(f"{query.id}: no text or no target")
-            problems += [f"{query.id}: {i} is not in its gallery" for i in query.targets + query.candidates if i not in pool]
-            if query.reference not in known:
-                problems.append(f"{query.id}: reference {query.reference} is not in the gallery")
+            raise ValueError(f"Benchmark `{self.name}` has no queries. Check its files and its `num_queries`.")
+        problems = [*self._problems_of_names(), *self._problems_of_queries()]
         if problems:
             shown = "; ".join(problems[:5])
-            raise ValueError(f"{len(problems)} problems in the queries of `{self.name}`: {shown}. Check its files.")
+            raise ValueError(f"{len(problems)} problems in the benchmark `{self.name}`: {shown}. Check its files.")
+
+    def _problems_of_names(self) -> Iterator[str]:
+        for metric in self.metrics:
+            if not re.fullmatch(r"(recall|recall_subset|map)@[1-9]\d*", metric):
+                yield f"`metrics` names {metric!r}, but must be of `recall@K`, `recall_subset@K`, `map@K`"
+        known = set(self.gallery)
+        names = {"`gallery`": self.gallery, "`queries`": [query.id for query in self.queries]}
+        names |= {f"`galleries[{group!r}]`": ids for group, ids in self.galleries.items()}
+        for where, ids in names.items():
+            yield from (f"{where} holds {name!r} {count} times" for name, count in Counter(ids).items() if count > 1)
+        for group, ids in self.galleries.items():
+            yield from (
+                f"`galleries[{group!r}]` holds {name!r}, `gallery` does not" for name in ids if name not in known
+            )
+
+    def _problems_of_queries(self) -> Iterator[str]:
+        known = set(self.gallery)
+        searched = {group: set(ids) for group, ids in self.galleries.items()}
+        subset = any(metric.startswith("recall_subset") for metric in self.metrics)
+        for query in self.queries:
+            if searched and query.group not in searched:
+                yield f"query {query.id} is of the group {query.group!r}, which has no gallery"
+                continue
+            pool = searched[query.group] if searched else known
+            if not query.texts or not query.targets:
+                yield f"query {query.id} has no text or no target"
+            if len(set(query.targets)) < len(query.targets):
+                yield f"query {query.id} has a target twice"
+            for name in query.targets + query.candidates:
+                if name not in pool:
+                    yield f"query {query.id}: {name!r} is not in its gallery"
+            if query.reference not in (pool if self.exclude_reference else known):
+                yield f"query {query.id}: the reference {query.reference!r} is not in its gallery"
+            if self.exclude_reference and query.reference in query.targets:
+                yield f"query {query.id} has its reference as target, which `exclude_reference` takes out"
+            if subset and not set(query.targets) <= set(query.candidates):
+                yield f"query {query.id} has a target that is not among its `candidates`"
 
     def gallery_of(self, group: str) -> tuple[str, ...]:
         """The image ids that queries of `group` search."""

@@ -1,22 +1,21 @@
 """The offline world as a benchmark, three ways: one target, many targets, categories with two captions.
 
-Every picture shows a combination that no training pair, caption or triplet contains. Galleries are made of the queries'
-references and targets and of hard distractors: near-duplicates that differ from a target, or from the reference, by one
-edit. All is drawn from a seed, so the same arguments give the same benchmark everywhere.
+Every picture shows a combination that no training pair, caption or triplet contains. Galleries are made of the
+queries' references and targets and of hard distractors: near-duplicates that differ from a target, or from the
+reference, by one edit. All is drawn from a seed, so the same arguments give the same benchmark everywhere.
 """
 
 import random
 from dataclasses import replace
 
-from ..shapes.captions import describe_fully
-from ..shapes.edits import Edit, sample_edit, sample_edits
+from ..shapes.captions import ASPECTS, describe_fully
+from ..shapes.edits import ATTRIBUTES, Edit, sample_edit, sample_edits
 from ..shapes.pictures import picture
 from ..shapes.scenes import Scene, sample_scene
 from .base import BENCHMARKS, CIRBenchmark, CIRQuery
 
 
 _RANKS = ("recall@1", "recall@5", "recall@10", "recall@50", "map@10")
-_SIZELESS = {"size": "small"}  # any fixed value: blots out the sizes when scenes are compared
 
 
 class _Gallery:
@@ -42,14 +41,45 @@ class _Gallery:
         return tuple(f"{index:05d}" for index in range(len(self.rows)))
 
 
-def _distractors(reference: Scene, target: Scene, number: int, rng: random.Random) -> list[Scene]:
-    """Different scenes one edit away: about three from the target for every two from the reference."""
+def _draw_query(rng: random.Random, number: int) -> list[Edit]:
+    """One change of a held-out scene, or two of which the second does not wipe out the first."""
+    while True:
+        edits = sample_edits(sample_scene(rng, "held_out"), rng, number)
+        if number == 1 or _first_lasts(*edits):
+            return edits
+
+
+def _first_lasts(first: Edit, second: Edit) -> bool:
+    if second.kind == "remove" and first.kind in ATTRIBUTES:
+        return second.after.objects[0] not in first.before.objects  # else the object that was changed has gone
+    return not (first.kind == "move" and second.kind in ("add", "count", "remove"))
+
+
+def _leaves_place_open(edits: list[Edit]) -> bool:
+    """Whether the texts do not say where the object that is left over stands (after a removal, or of a group)."""
+    is_open = False
+    for edit in edits:
+        is_open = edit.kind != "move" and (is_open or edit.before.kind != "single")
+    return is_open and edits[-1].after.kind == "single"
+
+
+def _blur(scene: Scene, *, size: bool, place: bool) -> Scene:
+    """Blots out the sizes of a scene's objects, or the place of a lone one, so that scenes compare without them."""
+    if size:
+        scene = replace(scene, objects=tuple(replace(item, size="small") for item in scene.objects))
+    return replace(scene, position="centre") if place and scene.kind == "single" else scene
+
+
+def _distractors(edits: list[Edit], number: int, rng: random.Random) -> list[Scene]:
+    """Other scenes one edit away: about three from the target for every two from the reference."""
+    reference, target, place = edits[0].before, edits[-1].after, _leaves_place_open(edits)
+    right = _blur(target, size=False, place=place)
     found: dict[Scene, None] = {}
     while len(found) < number:
         start = target if len(found) % 5 < 3 else reference
-        found[sample_edit(start, rng).after] = None
-        found.pop(reference, None)
-        found.pop(target, None)
+        scene = sample_edit(start, rng).after
+        if scene != reference and _blur(scene, size=False, place=place) != right:
+            found[scene] = None
     return list(found)
 
 
@@ -59,7 +89,10 @@ def _query_text(edits: list[Edit]) -> str:
 
 @BENCHMARKS.register("shapes")
 def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 0) -> CIRBenchmark:
-    """One target per query, as CIRR: the reference is not ranked, and a subset holds the five hardest distractors.
+    """One target per query, as CIRR: the reference is not ranked, and a subset holds five hard distractors.
+
+    An object that is left over after a removal stands in the centre, though the text does not say so; no distractor of
+    the subset differs from the target by that alone.
 
     Args:
         root (`str`, *optional*): Not used: the pictures are drawn.
@@ -72,15 +105,14 @@ def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 
     rng = random.Random(f"shapes {seed}")
     gallery, queries = _Gallery(rng), []
     for number in range(num_queries):
-        reference = sample_scene(rng, "held_out")
-        edits = sample_edits(reference, rng, 2 if number % 5 == 4 else 1)
+        edits = _draw_query(rng, 2 if number % 5 == 4 else 1)
         target = edits[-1].after
         target_id = gallery.add(target)
-        candidates = [gallery.add(scene) for scene in _distractors(reference, target, 5, rng)]
+        candidates = [gallery.add(scene) for scene in _distractors(edits, 5, rng)]
         queries.append(
             CIRQuery(
                 id=f"{number:05d}",
-                reference=gallery.add(reference),
+                reference=gallery.add(edits[0].before),
                 texts=(_query_text(edits),),
                 targets=(target_id,),
                 candidates=(target_id, *candidates),
@@ -97,19 +129,16 @@ def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 
     )
 
 
-def _without_size(scene: Scene) -> Scene:
-    return replace(scene, objects=tuple(replace(item, **_SIZELESS) for item in scene.objects))
-
-
 def _resize(scene: Scene, rng: random.Random) -> Scene:
     return replace(scene, objects=tuple(replace(item, size=rng.choice(("small", "large"))) for item in scene.objects))
 
 
 @BENCHMARKS.register("shapes_many")
 def load_shapes_many(root: str | None = None, *, num_queries: int = 300, seed: int = 0) -> CIRBenchmark:
-    """Many targets per query, as CIRCO: every picture that fits counts, whatever the size of its objects.
+    """Many targets per query, as CIRCO: every picture that fits counts.
 
-    Where the text itself asks for a size, only pictures of that size count. The reference stays in the ranking.
+    What the text leaves open is open: the sizes of all objects, unless the text asks for one (then only the sizes of
+    the target count), and the place of an object that is left over. The reference stays in the ranking.
 
     Args:
         root (`str`, *optional*): Not used: the pictures are drawn.
@@ -123,24 +152,24 @@ def load_shapes_many(root: str | None = None, *, num_queries: int = 300, seed: i
     gallery, drafts = _Gallery(rng), []
     for number in range(num_queries):
         reference = sample_scene(rng, "held_out")
-        edit = sample_edit(reference, rng)
+        edit = sample_edit(reference, rng, aspects=frozenset(ASPECTS) - {"size"})
         target_id = gallery.add(edit.after)
         for _ in range(rng.randint(0, 5)):
             gallery.add(edit.after if edit.kind == "size" else _resize(edit.after, rng), again=True)
-        for scene in _distractors(reference, edit.after, 5, rng):
+        for scene in _distractors([edit], 5, rng):
             gallery.add(scene)
         drafts.append((f"{number:05d}", gallery.add(reference), edit, target_id, describe_fully(edit.after, rng)))
 
-    exact: dict[Scene, list[str]] = {}
-    any_size: dict[Scene, list[str]] = {}
-    for image_id, (scene, _) in zip(gallery.ids, gallery.rows, strict=True):
-        exact.setdefault(scene, []).append(image_id)
-        any_size.setdefault(_without_size(scene), []).append(image_id)
-
-    queries = []
+    queries, images = [], list(zip(gallery.ids, gallery.rows, strict=True))
+    alike: dict[tuple, dict[Scene, list[str]]] = {}
     for query_id, reference_id, edit, target_id, target_caption in drafts:
-        fits = exact[edit.after] if edit.kind == "size" else any_size[_without_size(edit.after)]
-        targets = (target_id, *(image_id for image_id in fits if image_id not in (target_id, reference_id)))
+        blurred = {"size": edit.kind != "size", "place": _leaves_place_open([edit])}
+        if tuple(blurred.values()) not in alike:
+            groups = alike[tuple(blurred.values())] = {}
+            for image_id, (scene, _) in images:
+                groups.setdefault(_blur(scene, **blurred), []).append(image_id)
+        fits = alike[tuple(blurred.values())][_blur(edit.after, **blurred)]
+        targets = (target_id, *(image_id for image_id in fits if image_id != target_id))
         queries.append(CIRQuery(query_id, reference_id, (edit.text,), targets, target_caption=target_caption))
     return CIRBenchmark(
         name="shapes_many",
@@ -190,7 +219,7 @@ def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, s
             reference, target = edits[0].before, edits[-1].after
             first, second = (edit.text for edit in edits)
             reference_id, target_id = gallery.add(reference), gallery.add(target)
-            near = [gallery.add(scene) for scene in _distractors(reference, target, 4, rng) if scene.kind == category]
+            near = [gallery.add(scene) for scene in _distractors(edits, 4, rng) if scene.kind == category]
             members.update(dict.fromkeys((reference_id, target_id, *near)))
             queries.append(
                 CIRQuery(

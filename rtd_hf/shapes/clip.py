@@ -33,7 +33,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 768):
 
     Args:
         texts (`list[str]`): What to learn the merges from.
-        vocab_size (`int`, *optional*, defaults to 768): Upper bound of the vocabulary's size.
+        vocab_size (`int`, *optional*, defaults to 768): About how many tokens; 781 for the texts of the offline world.
 
     Returns:
         `transformers.CLIPTokenizer` in which `$` is one token of its own, as in the published CLIP.
