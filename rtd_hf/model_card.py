@@ -178,11 +178,13 @@ def _results_table(keys: Sequence[str], figures: Mapping[str, Mapping]) -> str:
 
 
 def _baselines_table(keys: Sequence[str], figures: Mapping[str, Mapping]) -> str:
-    if not figures["baselines"]:
-        return ""
-    shown = [key for key in keys if any(key in values for values in figures["baselines"].values())]
-    rows = [[name, *(_number(values.get(key)) for key in shown)] for name, values in figures["baselines"].items()]
-    return _table(["query", *(_label(key) for key in shown)], rows)
+    baselines = figures["baselines"]
+    rows = [
+        [_label(key), *(_number(values.get(key)) for values in baselines.values())]
+        for key in keys
+        if any(key in values for values in baselines.values())
+    ]
+    return _table(["metric (%)", *baselines], rows) if rows else ""
 
 
 def _benchmarks(keys: Sequence[str]) -> list[str]:

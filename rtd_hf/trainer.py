@@ -1,6 +1,7 @@
 """`RTDTrainer`: the training step of RTD in HF's `Trainer`, whose loop, sampler and checkpoints stay as they are."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 
-from .data_collator import DataCollatorForRTD, resolve_triplet_columns
+from .data_collator import DataCollatorForRTD, check_triplets
 from .distributed import rank
 from .hub import export_text_encoder
 from .losses import TargetAnchoredContrastiveLoss
@@ -217,6 +218,15 @@ class RTDTrainer(Trainer):
         similarity = F.cosine_similarity(queries[:batch].detach().float(), anchors[:batch].detach().float())
         self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity)
 
+    def _check_weights(self) -> None:
+        """A step may have broken the weights since the last loss: neither measure nor save such weights."""
+        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} weights are not finite after {self.state.global_step} steps, first `{broken[0]}`; "
+                f"nothing was saved. {self._advice()}"
+            )
+
     def _advice(self) -> str:
         return (
             f"Lower `learning_rate` (now {self.args.learning_rate:g}), raise `temperature` (now "
@@ -260,8 +270,13 @@ class RTDTrainer(Trainer):
         """HF's loop for the evaluation loss, then every evaluator, before HF logs and selects the best model."""
         self._draw_key = ("", -1)  # the same noise at every evaluation of a step
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, values in self._drain("eval").items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = values
+        loss = output.metrics.get(f"{metric_key_prefix}_loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The evaluation loss is {loss} after {self.state.global_step} steps. {self._advice()}"
+            )
+        for name, value in self._drain("eval").items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
         for evaluator in self.evaluators:
             for name, value in evaluator(self.accelerator.unwrap_model(self.model)).items():
                 output.metrics[f"{metric_key_prefix}_{name}"] = float(value)
@@ -280,13 +295,7 @@ class RTDTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """HF's save. Of adapters the merged encoder is written too, so each checkpoint loads in plain transformers."""
-        # A step may have broken the weights since the last loss, and no checkpoint must hold such weights.
-        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
-        if broken:
-            raise FloatingPointError(
-                f"{len(broken)} weights are not finite after {self.state.global_step} steps, first `{broken[0]}`; "
-                f"nothing was saved. {self._advice()}"
-            )
+        self._check_weights()
         super()._save(output_dir, state_dict)
         if self.anchor_model is None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
@@ -321,7 +330,7 @@ def _check_datasets(train_dataset, eval_dataset, args: RTDTrainingArguments) -> 
     evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
     for dataset in (train_dataset, *evaluated):
         if getattr(dataset, "column_names", None):
-            resolve_triplet_columns(dataset.column_names)
+            check_triplets(dataset)
     if hasattr(train_dataset, "__len__") and args.dataloader_drop_last:
         needed = args.train_batch_size * args.world_size
         if len(train_dataset) < needed:

@@ -58,7 +58,7 @@ def stock_query(model, word: torch.Tensor, text: str) -> torch.Tensor:
         hook.remove()
 
 
-# ------------------------------------------------------------------------------------------------------------- images
+# ---------------------------------------- images
 def test_image_embeddings_are_those_of_the_stock_model_one_by_one(pictures):
     retriever = random_retriever(batch_size=3)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     assert np.abs(np.asarray(image).astype(int) - 204).max() <= 4  # read in full before the file went
 
 
-# ------------------------------------------------------------------------------------------------------------ queries
+# ---------------------------------------- queries
 def test_queries_are_those_of_the_stock_model_one_by_one(pictures, stock_text_model):
     retriever = random_retriever(batch_size=2)
     embeds = retriever.embed_images(pictures[:4])
@@ -229,7 +229,7 @@ def test_no_texts_at_all(retriever):
         retriever.encode_texts([])
 
 
-# --------------------------------------------------------------------------------------------------------------- mode
+# ---------------------------------------- mode
 def test_dropout_is_off_and_every_module_gets_its_own_mode_back(pictures):
     retriever = random_retriever()
     quiet = retriever.encode_queries(retriever.embed_images(pictures[:3]), TEXTS[:3])

@@ -178,6 +178,8 @@ def _follow_add(text: str, scene: Scene) -> Scene | None:
     )
     if not said:
         return None
+    if scene.kind != "single":
+        raise ValueError(f"{text!r} adds to {scene}, which has no room")
     if said["other"] != "it":
         find(said["other"], scene)
     thing, (relation, first) = read_thing(said["what"]), RELATION_OF[said["where"]]

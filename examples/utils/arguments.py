@@ -33,7 +33,9 @@ def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"`--config` {path} does not exist. Recipes lie in {Path(__file__).parents[1] / 'recipes'}.")
+        raise FileNotFoundError(
+            f"`--config` {path} does not exist. Recipes lie in {Path(__file__).parents[1] / 'recipes'}."
+        )
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -74,7 +76,7 @@ def parse(kinds: Sequence[type], argv: Sequence[str], *, default_recipe: str | P
     parser = HfArgumentParser(
         kinds,
         description=description,
-        epilog="Every argument of transformers.TrainingArguments is accepted too, on the command line and in a recipe.",
+        epilog="Every argument of transformers.TrainingArguments works too, on the command line and in a recipe.",
         allow_abbrev=False,
     )
     if wants_help(argv):
@@ -109,4 +111,6 @@ def one_screen_errors() -> Iterator[None]:
         if os.environ.get("RTD_HF_TRACEBACK"):
             raise
         sys.stdout.flush()
-        raise SystemExit(f"\n{type(error).__name__}: {error}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)") from None
+        raise SystemExit(
+            f"\n{type(error).__name__}: {error}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)"
+        ) from None

@@ -26,7 +26,7 @@ def plot_curves(log_history: Sequence[dict], path: str | Path, *, recall_key: st
     if recall:
         axes[0, 1].plot(*zip(*recall, strict=True), marker="o", markersize=3, color="tab:green")
         name = recall_key.removeprefix("eval_").replace("_recall@", " R@")
-        axes[0, 1].set(xlabel="step", ylabel=f"{name} (%)", title="Validation queries", ylim=(0, 100))
+        axes[0, 1].set(xlabel="step", ylabel=f"{name} (%)", title="Validation queries", ylim=(0, 102))
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

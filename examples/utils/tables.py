@@ -27,13 +27,19 @@ def result_table(metrics: Mapping, benchmark: str, columns: tuple[str, ...]) -> 
     return _aligned([head, *body])
 
 
-def gain_table(metrics: Mapping, keys: list[str]) -> str:
-    """One line per metric: before, after, gain and interval."""
+def gain_table(metrics: Mapping) -> str:
+    """One line per metric, of all benchmarks: before, after, gain and interval."""
+
+    def order(key: str) -> tuple[str, int]:
+        stem, _, k = key.partition("@")
+        return stem, int(k or 0)
+
     rows = [["metric", "before", "after", "gain", "95 % interval"]]
-    for key in keys:
+    for key in sorted(metrics["gain"], key=order):
         gain = metrics["gain"][key]
         interval = f"[{gain['low']:+.1f}, {gain['high']:+.1f}]"
-        rows.append([key, f"{metrics['before'][key]:.1f}", f"{metrics['after'][key]:.1f}", f"{gain['gain']:+.1f}", interval])
+        values = [f"{metrics['before'][key]:.1f}", f"{metrics['after'][key]:.1f}", f"{gain['gain']:+.1f}"]
+        rows.append([key, *values, interval])
     return _aligned(rows)
 
 
@@ -41,7 +47,10 @@ def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         lines.append("  ".join(cells))
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)

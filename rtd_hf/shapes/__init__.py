@@ -1,4 +1,4 @@
-"""The offline world: scenes, captions, pictures and a small CLIP that knows them; runs the method with no Hub at all."""
+"""The offline world: scenes, captions, pictures and a small CLIP that knows them. It runs the method with no Hub."""
 
 from .clip import ASSETS
 from .scenes import HELD_OUT, Object, Scene, sample_scene

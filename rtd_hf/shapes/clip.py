@@ -1,8 +1,8 @@
 """The small CLIP of the offline world: tokenizer, configuration and the assets that ship with the package.
 
 A genuine `CLIPModel`, `CLIPTokenizer` and CLIP image processor, only small: 48 x 48 pictures in 8 x 8 patches, a joint
-space of 96 dimensions. `examples/fit_shapes_clip.py` trains it, `examples/train_projection.py` fits its projection; the
-recipe, the seed and the figures of the shipped files lie beside them in `assets/`.
+space of 96 dimensions. `examples/fit_shapes_clip.py` trains it, `examples/train_projection.py` fits its projection;
+recipe, seed and figures of the shipped files lie beside them in `assets/`.
 """
 
 import json

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .captions import (
-    ASPECTS,
-    _SIZES,
     _TEXTURES,
+    ASPECTS,
     describe_object,
     describe_position,
     describe_scene,
@@ -47,6 +46,7 @@ _DESTINATIONS = {
     "bottom": "to the bottom",
 }
 _LARGER = {"small": ("small", "smaller", "tiny"), "large": ("large", "larger", "bigger")}
+_PATTERNS = {"plain": "without a pattern", "striped": "with stripes", "dotted": "with dots"}
 _ASPECT_OF = {"size": "size", "texture": "texture", "background": "background", "add": "relation"}
 _MAX_TRIES = 200
 
@@ -105,7 +105,7 @@ def _change_attribute(scene: Scene, attribute: str, rng: random.Random) -> tuple
     texts = [f"{who} {be} {word}", f"make {who} {word}", f"{who} {be} now {word}"]
     texts += {
         "colour": [f"change {who} to {word}", f"has {who} in {word}"],
-        "texture": [f"has {who} {'without a pattern' if new == 'plain' else {'striped': 'with stripes', 'dotted': 'with dots'}.get(new)}"],
+        "texture": [f"has {who} {_PATTERNS.get(new)}"],
     }.get(attribute, [])
     if lone:
         texts += [f"{be} {word}", f"{be} {word}", f"{be} {word} instead of {rng.choice(_TEXTURES.get(old, (old,)))}"]
@@ -152,12 +152,16 @@ def _move(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
             f"moves {_DESTINATIONS[position]}",
         ]
         return replace(scene, position=position), rng.choice(texts)
-    relation, turned = rng.choice([(r, t) for r in RELATIONS for t in (False, True) if (r, t) != (scene.relation, False)])
+    relation, turned = rng.choice(
+        [(r, t) for r in RELATIONS for t in (False, True) if (r, t) != (scene.relation, False)]
+    )
     after = replace(scene, relation=relation, objects=scene.objects[::-1] if turned else scene.objects)
     index = rng.randrange(2)
     who, other = refer(scene, index, rng), refer(scene, 1 - index, rng)
     where = relation_words(relation, (index == 0) != turned, rng)
-    return after, rng.choice([f"{who} is {where} {other}", f"move {who} {where} {other}", f"has {who} {where} {other}"])
+    return after, rng.choice(
+        [f"{who} is {where} {other}", f"move {who} {where} {other}", f"has {who} {where} {other}"]
+    )
 
 
 def _change_count(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
@@ -274,4 +278,3 @@ def sample_triplet(rng: random.Random, *, two_edits: float = 0.25) -> dict[str, 
         "target_caption": describe_scene(edits[-1].after, rng, mentioned),
         "rule": "+".join(edit.kind for edit in edits),
     }
-

@@ -5,7 +5,7 @@ picture depends on its scene and its seed alone. One core draws several thousand
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -44,7 +44,20 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return _polygon(5, inner=0.42)
     if shape == "cross":
         a, b = 0.32, 0.95
-        return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        return [
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        ]
     if shape == "heart":
         turns = np.linspace(0, 2 * math.pi, 48, endpoint=False)
         x = 16 * np.sin(turns) ** 3
@@ -53,7 +66,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     return _polygon(48)  # circle and ring
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(shape: str, size: str, texture: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Coverage and shade of an object, both `(26, 26, 1)` float32: colour x shade over what lies behind."""
     n = _SPRITE * _SUPERSAMPLE
