@@ -143,7 +143,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     started = time.perf_counter()
     chief = args.process_index == 0
 
-    # 1 the output folder, before any work is done for nothing
+    # 1 what can be refused is refused before any work is done
     folder = prepare_output_dir(args.output_dir)
     resume = args.resume_from_checkpoint
     if resume in ("last", "True", "true"):
@@ -152,9 +152,10 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
             raise FileNotFoundError(
                 f"`--resume_from_checkpoint` finds no checkpoint in {folder}. Leave it out to start."
             )
-    if resume is None and chief:
-        for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
-            shutil.rmtree(stale)
+    if not script.license:
+        raise ValueError(
+            "`--license` is missing: the card of the result must state one, such as `mit` or `cc-by-nc-4.0`."
+        )
 
     # 2 triplets, CLIP and projection
     set_seed(args.seed)
@@ -191,7 +192,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     best_before = first.search(5, text_encoder=frozen, rows=rows) if first else []
     watched = []
     if script.validation_benchmark and args.eval_strategy != "no":
-        watched.append(evaluator_for(script.validation_benchmark, frozen, num_queries=200, seed=1))
+        watched.append(evaluator_for(script.validation_benchmark, frozen, num_queries=100, seed=1))
 
     # 4 train
     peft_config = None
@@ -214,6 +215,9 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         evaluators=watched,
         peft_config=peft_config,
     )
+    if resume is None and chief:
+        for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
+            shutil.rmtree(stale)
     trained = trainer.train(resume_from_checkpoint=resume)
     model = trainer.accelerator.unwrap_model(trainer.model)
 
@@ -251,6 +255,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     card = build_model_card(
         metrics,
         license=script.license,
+        base_model=None if script.clip_model == "shapes" or Path(script.clip_model).exists() else script.clip_model,
         model_id=str(args.output_dir),
         projection_id=f"{args.output_dir}/projection",
         projection_type=projection.config.projection_type,
@@ -272,7 +277,8 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
                 f"{len(evaluators[name].benchmark.gallery)} pictures, in percent\n"
             )
             say(result_table(metrics, name, columns))
-    say("\n" + gain_table(metrics))
+    if metrics["gain"]:
+        say("\n" + gain_table(metrics))
     say(
         f"\nThe text encoder loads in plain transformers with the same embeddings (largest difference "
         f"{report.max_difference:.1g}). All of it lies in {folder}:"
@@ -285,7 +291,8 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         ("loss.png", "loss and recall over the steps"),
         ("retrieval.png", "eight queries before and after"),
     ):
-        say(f"  {file:<18} {what}")
+        if (folder / file).exists():
+            say(f"  {file:<18} {what}")
     say("\nLoad it:\n\n  from transformers import AutoTokenizer, CLIPTextModelWithProjection")
     say(f'  tokenizer = AutoTokenizer.from_pretrained("{args.output_dir}")')
     say(f'  text_encoder = CLIPTextModelWithProjection.from_pretrained("{args.output_dir}")')

@@ -196,9 +196,11 @@ class RTDTrainer(Trainer):
         if self.args.noise_type == "none" or self.args.noise_scale == 0:
             return torch.zeros_like(embeds)
         mode = "train" if self.model.training else "eval"
-        if self._draw_key != (mode, self.state.global_step):
-            self._draw_key, self._draws = (mode, self.state.global_step), 0
-        key = (self.args.seed, mode == "eval", self.state.global_step, self._draws, rank())
+        # Every evaluation draws the same noise, so that their losses compare.
+        step = self.state.global_step if mode == "train" else 0
+        if self._draw_key != (mode, step):
+            self._draw_key, self._draws = (mode, step), 0
+        key = (self.args.seed, mode == "eval", step, self._draws, rank())
         self._draws += 1
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
@@ -268,7 +270,7 @@ class RTDTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
         """HF's loop for the evaluation loss, then every evaluator, before HF logs and selects the best model."""
-        self._draw_key = ("", -1)  # the same noise at every evaluation of a step
+        self._draw_key = ("", -1)  # the noise of an evaluation starts anew
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss = output.metrics.get(f"{metric_key_prefix}_loss", 0.0)
         if not math.isfinite(loss):

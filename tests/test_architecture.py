@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
-    {"registry", "prompts", "distributed", "similarity", "options"},
+    {"registry", "prompts", "distributed", "similarity", "options", "images"},
     {"shapes", "models", "projections", "triplets", "losses", "metrics"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics"},
     {"evaluator", "diagnostics", "hub", "model_card"},
@@ -29,7 +29,7 @@ LAYERS = (
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.
-HEAVY = {"datasets": set(), "evaluate": {"hf_metrics"}, "matplotlib": set(), "peft": set(), "PIL": {"shapes"}}
+HEAVY = {"datasets": set(), "evaluate": {"hf_metrics"}, "matplotlib": set(), "peft": set(), "PIL": {"shapes", "images"}}
 TOP_LEVEL = {
     *("rtd_hf", "examples", "tests", "model_cards", "setup.cfg", "setup.py", "README.md"),
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt"),

@@ -105,11 +105,9 @@ def test_stopped_run_resumes(short_run, tmp_path, monkeypatch, capsys):
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run("train_rtd.py", *SHORT, "shapes_many", "--output_dir", str(whole), monkeypatch=monkeypatch)
-    shutil.copytree(whole, stopped)
-    shutil.copytree(whole, tmp_path / "again")
-    # What a run killed after its checkpoint at step 2 leaves behind.
     run("train_rtd.py", *SHORT, "shapes_many", "--save_total_limit", "4", "--output_dir", str(stopped),
         monkeypatch=monkeypatch)  # fmt: skip
+    # What a run killed after its checkpoint at step 2 leaves behind.
     shutil.rmtree(stopped / "checkpoint-4")
     (stopped / "model.safetensors").unlink()
     run("train_rtd.py", *SHORT, "shapes_many", "--resume_from_checkpoint", "last", "--output_dir", str(stopped),
@@ -205,6 +203,15 @@ class TestBadInput:
         (tmp_path / "file").write_text("")
         message = failure("--output_dir", str(tmp_path / "file" / "out"), monkeypatch=monkeypatch)
         assert "is a file" in message
+
+    def test_licence_is_not_guessed(self, tmp_path, monkeypatch):
+        recipe = yaml.safe_load((EXAMPLES / "recipes" / "shapes.yaml").read_text())
+        del recipe["license"]
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        message = failure(
+            "--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "o"), monkeypatch=monkeypatch
+        )
+        assert "`--license` is missing" in message
 
     def test_nothing_to_resume(self, tmp_path, monkeypatch):
         message = failure(

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import types
 from itertools import combinations
 from pathlib import Path
 
@@ -802,24 +803,48 @@ def test_held_out_pictures_are_different_scenes():
     assert all(not np.array_equal(pixels, draw_scene(scene, 0)) for scene, pixels in rows[:5])
 
 
+class _Scored(torch.nn.Module):
+    """Stands in for the CLIP: the first `number` pairs are told from all others, the rest look all the same."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number, self.seen, self.device, self.modes = number, 0, torch.device("cpu"), []
+
+    def forward(self, input_ids, pixel_values, **kwargs):
+        rows = torch.arange(self.seen, self.seen + len(input_ids))
+        self.seen += len(rows)
+        self.modes.append(self.training)
+        embeds = torch.nn.functional.one_hot(rows.clamp(max=self.number), self.number + 1).float()
+        return types.SimpleNamespace(text_embeds=embeds, image_embeds=embeds)
+
+
 def test_recall_counts_ties_against_the_model_and_restores_its_mode():
-    model, processor = random_clip(), clip.build_image_processor()
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for training in (False, True):
+        model = _Scored(40).train(training)
+        figures = scoring.text_to_image_recall(
+            model, world_tokenizer(), clip.build_image_processor(), number=50, seed=1
+        )
+        # Forty of fifty have their picture first; ten pictures tie for the others, whose rank is the last of them.
+        assert list(figures) == ["text_to_image_recall@1", "text_to_image_recall@5", "text_to_image_recall@10"]
+        assert list(figures.values()) == pytest.approx([80, 80, 100])
+        assert model.modes == [False] and model.training == training
+    figures = scoring.text_to_image_recall(_Scored(0), world_tokenizer(), clip.build_image_processor(), number=300)
+    assert set(figures.values()) == {0}
+
+
+def test_recall_is_that_of_sorting():
+    """Of random weights, against sorting all captions and pictures that the score is said to be about."""
+    model, processor, rng = random_clip(), clip.build_image_processor(), random.Random("captions 1")
+    rows = scoring.held_out_pictures(60, seed=1)
+    texts = world_tokenizer()([describe_fully(scene, rng) for scene, _ in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(
+            **texts, pixel_values=processor([pixels for _, pixels in rows], return_tensors="pt")["pixel_values"]
+        )
+    order = output.logits_per_text.argsort(dim=1, descending=True)
+    places = (order == torch.arange(60)[:, None]).float().argmax(dim=1)
     figures = scoring.text_to_image_recall(model, world_tokenizer(), processor, number=60, seed=1)
-    assert (
-        figures["text_to_image_recall@1"]
-        <= figures["text_to_image_recall@5"]
-        <= figures["text_to_image_recall@10"]
-        < 60
-    )
-    try:
-        with torch.no_grad():
-            model.visual_projection.weight.zero_()
-            model.visual_projection.weight[:, 0] = 1e-20  # all pictures the same
-        model.train()
-        figures = scoring.text_to_image_recall(model, world_tokenizer(), processor, number=20, seed=1)
-        assert model.training
-    finally:
-        model.load_state_dict(state)
-        model.eval()
-    assert all(value < 100 for value in figures.values())
+    for k in (1, 5, 10):
+        assert figures[f"text_to_image_recall@{k}"] == pytest.approx(
+            100 * (places < k).float().mean().item(), abs=1e-4
+        )

@@ -387,10 +387,11 @@ def test_noise_is_keyed_by_seed_step_micro_batch_mode_and_rank(tmp_path, monkeyp
     assert torch.equal(draw(other, again=False), noises["second micro-batch"])
 
 
-def test_two_evaluations_of_a_step_have_the_same_noise(tmp_path):
+def test_every_evaluation_has_the_same_noise(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=tiny_triplets(9), per_device_eval_batch_size=4)
     first, second = trainer.evaluate(), trainer.evaluate()
-    assert first["eval_loss"] == second["eval_loss"]
+    trainer.state.global_step = 7
+    assert first["eval_loss"] == second["eval_loss"] == trainer.evaluate()["eval_loss"]
     quiet = make_trainer(tmp_path, eval_dataset=tiny_triplets(9), per_device_eval_batch_size=4, noise_type="none")
     assert first["eval_loss"] != quiet.evaluate()["eval_loss"]
 

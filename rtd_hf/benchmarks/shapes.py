@@ -83,24 +83,37 @@ def _distractors(edits: list[Edit], number: int, rng: random.Random) -> list[Sce
     return list(found)
 
 
+def _near_duplicates(edits: list[Edit], number: int, rng: random.Random) -> list[Scene]:
+    """Scenes that look like the reference, one edit and two edits away in turn, and are not the target."""
+    reference, target, place = edits[0].before, edits[-1].after, _leaves_place_open(edits)
+    right = _blur(target, size=False, place=place)
+    found: dict[Scene, None] = {}
+    while len(found) < number:
+        scene = sample_edits(reference, rng, 1 + len(found) % 2)[-1].after
+        if scene != reference and _blur(scene, size=False, place=place) != right:
+            found[scene] = None
+    return list(found)
+
+
 def _query_text(edits: list[Edit]) -> str:
     return " and ".join(edit.text for edit in edits)
 
 
 @BENCHMARKS.register("shapes")
-def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 0) -> CIRBenchmark:
+def load_shapes(root: str | None = None, *, num_queries: int = 400, seed: int = 0) -> CIRBenchmark:
     """One target per query, as CIRR: the reference is not ranked, and a subset holds five hard distractors.
 
-    An object that is left over after a removal stands in the centre, though the text does not say so; no distractor of
-    the subset differs from the target by that alone.
+    The gallery also holds eight near-duplicates of each reference, the usual wrong answer of an encoder that sees the
+    picture and overlooks the text. An object that is left over after a removal stands in the centre, though the text
+    does not say so; no distractor differs from the target by that alone.
 
     Args:
         root (`str`, *optional*): Not used: the pictures are drawn.
-        num_queries (`int`, *optional*, defaults to 500): Queries; a fifth of them asks for two changes.
+        num_queries (`int`, *optional*, defaults to 400): Queries; a fifth of them asks for two changes.
         seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
 
     Returns:
-        [`CIRBenchmark`] named `shapes`, with about seven pictures a query.
+        [`CIRBenchmark`] named `shapes`, with about fourteen pictures a query.
     """
     rng = random.Random(f"shapes {seed}")
     gallery, queries = _Gallery(rng), []
@@ -109,6 +122,8 @@ def load_shapes(root: str | None = None, *, num_queries: int = 500, seed: int = 
         target = edits[-1].after
         target_id = gallery.add(target)
         candidates = [gallery.add(scene) for scene in _distractors(edits, 5, rng)]
+        for scene in _near_duplicates(edits, 8, rng):
+            gallery.add(scene)
         queries.append(
             CIRQuery(
                 id=f"{number:05d}",
