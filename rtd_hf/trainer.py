@@ -285,9 +285,15 @@ class RTDTrainer(Trainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """HF's log with the training metrics since the last one, gathered over processes only here."""
+        """HF's log with the training metrics since the last one, gathered over processes only here.
+
+        Texts that were longer than `max_length` and lost their end are counted as `truncated_texts`.
+        """
         if "loss" in logs:
             logs = {**logs, **self._drain("train")}
+            truncated = getattr(getattr(self.data_collator, "prompts", None), "num_truncated", 0)
+            if truncated:
+                logs["truncated_texts"] = truncated
         super().log(logs, start_time)
 
     def _drain(self, mode: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ LAYERS = (
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.
-HEAVY = {"datasets": set(), "evaluate": {"hf_metrics"}, "matplotlib": set(), "peft": set(), "PIL": {"shapes", "images"}}
+HEAVY = {"datasets": set(), "evaluate": {"hf_metrics"}, "matplotlib": set(), "peft": set(), "PIL": {"shapes"}}
 TOP_LEVEL = {
     *("rtd_hf", "examples", "tests", "model_cards", "setup.cfg", "setup.py", "README.md"),
     *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt"),

@@ -105,7 +105,7 @@ def test_every_picture_is_held_out_and_captions_tell_the_target(name):
 # ---------------------------------------- one target
 @pytest.fixture(scope="module")
 def one_target() -> CIRBenchmark:
-    return load_shapes()
+    return load_shapes(num_queries=500)
 
 
 def test_shapes_asks_for_its_target_and_no_other_picture_shows_it(one_target):
@@ -152,6 +152,26 @@ def test_shapes_has_five_hard_distractors_in_every_subset(one_target):
                 assert dataclasses.replace(distractor, position=target.position) != target
                 num_open += 1
     assert near_target / (5 * len(one_target.queries)) > 0.55 and num_open > 100
+
+
+def test_shapes_has_near_duplicates_of_every_reference():
+    """Eight of them, of which every second is one edit away and none but the target is what was asked for."""
+    benchmark = load_shapes(num_queries=40)
+    scenes = scenes_of(benchmark)
+    assert len(benchmark.gallery) > 13 * 40
+    for query in benchmark.queries:
+        reference = scenes[query.reference]
+        others = [image_id for image_id in benchmark.gallery if image_id not in query.candidates]
+        assert sum(is_one_edit(reference, scenes[image_id]) for image_id in others) >= 2
+        assert sum(is_one_edit(reference, scene) for scene in scenes.values()) >= 4
+
+
+def test_sparse_is_the_same_without_the_near_duplicates():
+    dense, sparse = BENCHMARKS["shapes"](num_queries=30, seed=2), BENCHMARKS["shapes_sparse"](num_queries=30, seed=2)
+    assert sparse.queries == dense.queries and len(sparse.gallery) <= 7 * 30 < 12 * 30 < len(dense.gallery)
+    assert dense.gallery[: len(sparse.gallery)] == sparse.gallery
+    assert all(scenes_of(dense)[image_id] == scene for image_id, scene in scenes_of(sparse).items())
+    assert (dense.exclude_reference, dense.metrics) == (sparse.exclude_reference, sparse.metrics)
 
 
 def test_one_edit_is_one_edit():
@@ -221,7 +241,7 @@ def test_shapes_many_counts_every_picture_that_fits():
 
 
 def test_shapes_many_has_many_targets():
-    benchmark = load_shapes_many()
+    benchmark = load_shapes_many(num_queries=300)
     numbers = [len(query.targets) for query in benchmark.queries]
     assert not benchmark.exclude_reference and len(benchmark.queries) == 300
     assert min(numbers) == 1 and 8 < max(numbers) < 30 and 3 < sum(numbers) / 300 < 5
@@ -233,7 +253,7 @@ def test_shapes_many_has_many_targets():
 
 # ---------------------------------------- categories
 def test_shapes_categories():
-    benchmark = load_shapes_categories()
+    benchmark = load_shapes_categories(num_queries=600)
     scenes = scenes_of(benchmark)
     assert Counter(query.group for query in benchmark.queries) == {"single": 200, "group": 200, "pair": 200}
     assert benchmark.galleries.keys() == {"single", "group", "pair"} and not benchmark.exclude_reference

@@ -387,6 +387,17 @@ def test_noise_is_keyed_by_seed_step_micro_batch_mode_and_rank(tmp_path, monkeyp
     assert torch.equal(draw(other, again=False), noises["second micro-batch"])
 
 
+def test_truncated_texts_are_counted_in_the_log(tmp_path):
+    rows = tiny_triplets(12)
+    whole = make_trainer(tmp_path / "whole", train_dataset=rows, max_steps=2, logging_steps=1)
+    whole.train()
+    assert not any("truncated_texts" in row for row in whole.state.log_history)
+    cut = make_trainer(tmp_path / "cut", train_dataset=rows, max_steps=2, logging_steps=1, max_length=9)
+    cut.train()
+    counts = [row["truncated_texts"] for row in cut.state.log_history if "truncated_texts" in row]
+    assert len(counts) == 2 and 0 < counts[0] < counts[1]
+
+
 def test_every_evaluation_has_the_same_noise(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=tiny_triplets(9), per_device_eval_batch_size=4)
     first, second = trainer.evaluate(), trainer.evaluate()

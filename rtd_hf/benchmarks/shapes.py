@@ -99,31 +99,15 @@ def _query_text(edits: list[Edit]) -> str:
     return " and ".join(edit.text for edit in edits)
 
 
-@BENCHMARKS.register("shapes")
-def load_shapes(root: str | None = None, *, num_queries: int = 400, seed: int = 0) -> CIRBenchmark:
-    """One target per query, as CIRR: the reference is not ranked, and a subset holds five hard distractors.
-
-    The gallery also holds eight near-duplicates of each reference, the usual wrong answer of an encoder that sees the
-    picture and overlooks the text. An object that is left over after a removal stands in the centre, though the text
-    does not say so; no distractor differs from the target by that alone.
-
-    Args:
-        root (`str`, *optional*): Not used: the pictures are drawn.
-        num_queries (`int`, *optional*, defaults to 400): Queries; a fifth of them asks for two changes.
-        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
-
-    Returns:
-        [`CIRBenchmark`] named `shapes`, with about fourteen pictures a query.
-    """
-    rng = random.Random(f"shapes {seed}")
-    gallery, queries = _Gallery(rng), []
+def _one_target(name: str, num_queries: int, seed: int, near_duplicates: int) -> CIRBenchmark:
+    rng, extra = random.Random(f"shapes {seed}"), random.Random(f"shapes near-duplicates {seed}")
+    gallery, queries, drafts = _Gallery(rng), [], []
     for number in range(num_queries):
         edits = _draw_query(rng, 2 if number % 5 == 4 else 1)
         target = edits[-1].after
         target_id = gallery.add(target)
         candidates = [gallery.add(scene) for scene in _distractors(edits, 5, rng)]
-        for scene in _near_duplicates(edits, 8, rng):
-            gallery.add(scene)
+        drafts.append(edits)
         queries.append(
             CIRQuery(
                 id=f"{number:05d}",
@@ -134,14 +118,52 @@ def load_shapes(root: str | None = None, *, num_queries: int = 400, seed: int = 
                 target_caption=describe_fully(target, rng),
             )
         )
+    for edits in drafts:
+        for scene in _near_duplicates(edits, near_duplicates, extra):
+            gallery.add(scene)
     return CIRBenchmark(
-        name="shapes",
+        name=name,
         queries=queries,
         gallery=gallery.ids,
         load_image=gallery.load_image,
         metrics=(*_RANKS, "recall_subset@1", "recall_subset@2", "recall_subset@3"),
         exclude_reference=True,
     )
+
+
+@BENCHMARKS.register("shapes")
+def load_shapes(root: str | None = None, *, num_queries: int = 400, seed: int = 0) -> CIRBenchmark:
+    """One target per query, as CIRR: the reference is not ranked, and a subset holds five hard distractors.
+
+    The gallery also holds eight near-duplicates of each reference, the usual wrong answer of an encoder that sees the
+    picture and overlooks the text; [`load_shapes_sparse`] has the same queries without them. An object that is left
+    over after a removal stands in the centre, though the text does not say so; no distractor drawn for a query differs
+    from its target by that alone.
+
+    Args:
+        root (`str`, *optional*): Not used: the pictures are drawn.
+        num_queries (`int`, *optional*, defaults to 400): Queries; a fifth of them asks for two changes.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
+
+    Returns:
+        [`CIRBenchmark`] named `shapes`, with about twelve pictures a query.
+    """
+    return _one_target("shapes", num_queries, seed, near_duplicates=8)
+
+
+@BENCHMARKS.register("shapes_sparse")
+def load_shapes_sparse(root: str | None = None, *, num_queries: int = 400, seed: int = 0) -> CIRBenchmark:
+    """The queries and subsets of [`load_shapes`] in a gallery without the near-duplicates of the references.
+
+    Args:
+        root (`str`, *optional*): Not used: the pictures are drawn.
+        num_queries (`int`, *optional*, defaults to 400): Queries; a fifth of them asks for two changes.
+        seed (`int`, *optional*, defaults to 0): Another seed gives another benchmark of the same kind.
+
+    Returns:
+        [`CIRBenchmark`] named `shapes_sparse`, with about six pictures a query.
+    """
+    return _one_target("shapes_sparse", num_queries, seed, near_duplicates=0)
 
 
 def _resize(scene: Scene, rng: random.Random) -> Scene:
