@@ -143,7 +143,9 @@ def text_files() -> list[Path]:
         parts = path.relative_to(ROOT).parts
         if path.is_file() and ".git" not in parts and not any(ignored(part) for part in parts):
             found.append(path)
-    return [path for path in found if path.suffix not in {".safetensors", ".png", ".gz"} and path != Path(__file__)]
+    return [
+        path for path in found if path.suffix not in {".safetensors", ".png", ".jpg", ".gz"} and path != Path(__file__)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ over the house

@@ -23,6 +23,9 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
     ```
     """
 
+    # The rest of a whole CLIP checkpoint is left aside on purpose; a report of it would hide what matters.
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
+
     stock_class = CLIPTextModelWithProjection
     vision_class = CLIPVisionModelWithProjection
     lora_target_modules = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
