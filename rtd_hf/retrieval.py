@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .images import open_image
+from .images import open_image, pad_to_ratio
 from .prompts import PromptTokenizer
 
 
@@ -21,7 +21,8 @@ class ComposedImageRetriever:
     Args:
         text_encoder ([`CLIPTextModelForRTD`]): Encodes the composed prompt. May be wrapped by PEFT.
         vision_model (`CLIPVisionModelWithProjection`): The frozen image tower.
-        projection ([`ImageToWordProjection`]): From image embeddings to pseudo-words.
+        projection ([`ImageToWordProjection`]): From image embeddings to pseudo-words. Its configuration also names the
+            prompt template and the preprocessing of pictures, which are followed.
         tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
         image_processor: The image tower's image processor.
         batch_size (`int`, *optional*, defaults to 256): Images or texts encoded at once.
@@ -64,10 +65,20 @@ class ComposedImageRetriever:
         starts = range(0, number, self.batch_size)
         with _evaluating(self.vision_model):
             for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
-                batch = [_opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
+                batch = [self._opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
                 pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
                 embeds.append(self.vision_model(pixel_values=pixels.to(device)).image_embeds.float().cpu())
         return torch.cat(embeds)
+
+    def _opened(self, image):
+        """An image as it came, or from its file; padded where the projection was fitted to padded ones."""
+        if isinstance(image, (str, os.PathLike)):
+            image = open_image(image)
+        if self.projection.config.image_preprocess != "targetpad":
+            return image
+        from PIL import Image
+
+        return pad_to_ratio(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
     def encode_images(self, images: Sequence | Callable, *, number: int | None = None) -> torch.Tensor:
         """Gallery embeddings of images, L2-normalised.
@@ -136,11 +147,6 @@ class ComposedImageRetriever:
                 embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
         embeds = torch.cat(embeds)[order.argsort()]
         return F.normalize(torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds), dim=-1)
-
-
-def _opened(image):
-    """An image as it came, or from its file."""
-    return open_image(image) if isinstance(image, (str, os.PathLike)) else image
 
 
 @contextmanager

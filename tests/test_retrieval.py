@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 from world_models import random_clip, random_retriever, world_tokenizer
 
-from rtd_hf.images import open_image
+from rtd_hf.images import open_image, pad_to_ratio
 from rtd_hf.shapes.pictures import picture
 from rtd_hf.shapes.scenes import sample_scene
 
@@ -257,3 +257,44 @@ def test_nothing_asks_for_a_gradient(retriever, pictures):
     assert not embeds.requires_grad
     assert not retriever.encode_queries(embeds, TEXTS[:2]).requires_grad
     assert not retriever.encode_texts(TEXTS).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"),
+    [
+        ((100, 50), (100, 80)),  # 100 / 1.25 = 80
+        ((50, 100), (80, 100)),
+        ((101, 50), (101, 80)),  # 80.8 - 50 = 30.8, on each side 15 whole pixels
+        ((100, 81), (100, 81)),
+        ((64, 64), (64, 64)),
+    ],
+)
+def test_long_pictures_are_padded_to_the_ratio(size, padded):
+    image = pad_to_ratio(Image.new("RGB", size, "white"))
+    assert image.size == padded
+    pixels = np.asarray(image)
+    assert (pixels == 255).all(-1).sum() == size[0] * size[1] and set(np.unique(pixels)) <= {0, 255}
+    assert (pixels == pixels[::-1, ::-1]).all()  # as much on one side as on the other
+
+
+def test_pictures_are_prepared_as_the_projection_asks(tmp_path):
+    """SEARLE's is fitted to padded pictures, LinCIR's is not; files, arrays and pictures are treated alike."""
+    retriever, seen = random_retriever(), []
+    process = retriever.image_processor
+
+    def spy(images, **options):
+        seen.extend(np.asarray(image).shape[:2] for image in images)
+        return process(images, **options)
+
+    long = Image.new("RGB", (100, 50), "red")
+    long.save(tmp_path / "long.png")
+    images = [long, np.asarray(long), tmp_path / "long.png"]
+    retriever.image_processor = spy
+    plain = retriever.embed_images(images)
+    assert seen == [(50, 100)] * 3
+    seen.clear()
+    retriever.projection.config.image_preprocess = "targetpad"
+    padded = retriever.embed_images(images)
+    assert seen == [(80, 100)] * 3
+    assert torch.equal(padded[0], padded[1]) and torch.equal(padded[0], padded[2])
+    assert (plain - padded).abs().max() > 1e-3
