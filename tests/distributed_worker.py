@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from processes import leave
 
 from rtd_hf.distributed import gather, gather_with_grad, rank, world_size
 from rtd_hf.losses import TargetAnchoredContrastiveLoss
@@ -76,7 +77,7 @@ def main(folder: Path) -> None:
     # One pair per rank is a batch of two.
     found["single"] = TargetAnchoredContrastiveLoss()(torch.randn(1, DIM), torch.randn(1, DIM))
     torch.save(found, folder / f"rank{rank()}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """One process with the whole batch against two with half of it each."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_worker import CASES, NUM_PAIRS, loss_and_gradients
+from processes import run_on_processes
 
 from rtd_hf.distributed import check_same_shape, gather, gather_with_grad, rank, world_size
 
@@ -19,18 +17,7 @@ NUM_PROCESSES = 2
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    # `accelerate launch --cpu` would run a single process without a word.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKER.parents[1]), os.environ.get("PYTHONPATH")])),
-    }
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    if done.returncode:
-        pytest.fail(done.stderr[-4000:])
+    run_on_processes(NUM_PROCESSES, WORKER, str(folder))
     return [torch.load(folder / f"rank{number}.pt") for number in range(NUM_PROCESSES)]
 
 

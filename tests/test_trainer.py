@@ -2,7 +2,6 @@
 
 import copy
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from helpers import tiny_projection, tiny_text_model, tiny_tokenizer, tiny_triplets
+from processes import leave, run_on_processes
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, TrainerCallback, TrainingArguments
 
 import rtd_hf.trainer
@@ -606,18 +606,7 @@ def train_for_processes(folder, batch_size, *, lora):
 @pytest.mark.slow
 @LORA_KINDS
 def test_two_processes_are_one_with_the_whole_batch(tmp_path, lora):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path), *(["lora"] if lora else [])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode:
-        pytest.fail(done.stderr[-4000:])
+    run_on_processes(2, Path(__file__), str(tmp_path), *(["lora"] if lora else []))
     halves = [torch.load(tmp_path / f"rank{number}.pt") for number in range(2)]
     assert all(half["world_size"] == 2 for half in halves)
     whole = train_for_processes(tmp_path / "whole", 6, lora=lora)
@@ -641,7 +630,7 @@ def main(folder, *kind):
     found = train_for_processes(Path(folder) / "halves", 3, lora="lora" in kind)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.save({**found, "world_size": world_size}, Path(folder) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
