@@ -225,6 +225,22 @@ class TestBadInput:
         return shutil.copytree(ASSETS / "clip", tmp_path / "clip")
 
 
+@pytest.mark.parametrize("recipe", sorted((EXAMPLES / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipe_says_what_it_is_understood_as(recipe, monkeypatch, tmp_path):
+    from rtd_hf import RTDTrainingArguments
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    script = runpy.run_path(str(EXAMPLES / "train_rtd.py"), run_name="not main")
+    kinds = (script["ScriptArguments"], script["ModelArguments"], RTDTrainingArguments)
+    command = ["--config", str(recipe), "--output_dir", str(tmp_path), "--temperature", "0.05"]
+    parsed = script["parse"](kinds, command, default_recipe="none.yaml", description="")
+    wanted = {**yaml.safe_load(recipe.read_text()), "output_dir": str(tmp_path), "temperature": 0.05}
+    assert len(wanted) > 8
+    for name, value in wanted.items():
+        (found,) = [getattr(part, name) for part in parsed if hasattr(part, name)]
+        assert found == value, name
+
+
 HELP_PROGRAM = """
 import runpy, sys
 folder = sys.argv[1]
