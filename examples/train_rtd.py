@@ -90,9 +90,9 @@ def load_triplets(script: ScriptArguments, seed: int):
 def load_clip(script: ScriptArguments):
     """Text encoder, image tower, tokenizer, image processor and projection."""
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModelWithProjection
-    from transformers.utils import logging
 
     from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, check_safetensors
+    from rtd_hf.contexts import quiet_transformers
     from rtd_hf.shapes import ASSETS
 
     clip = str(ASSETS / "clip") if script.clip_model == "shapes" else script.clip_model
@@ -100,19 +100,14 @@ def load_clip(script: ScriptArguments):
     for folder in (clip, projection):
         if Path(folder).is_dir():
             check_safetensors(folder)  # names the file that is damaged
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # each tower reports the other one's weights as left over
-    logging.disable_progress_bar()
-    parts = (
-        CLIPTextModelForRTD.from_pretrained(clip),
-        CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False),
-        AutoTokenizer.from_pretrained(clip),
-        CLIPImageProcessorPil.from_pretrained(clip),  # the processor the published CLIP was measured with
-        ImageToWordProjection.from_pretrained(projection).eval(),
-    )
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
-    return parts
+    with quiet_transformers():  # each tower reports the other one's weights as left over
+        return (
+            CLIPTextModelForRTD.from_pretrained(clip),
+            CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False),
+            AutoTokenizer.from_pretrained(clip),
+            CLIPImageProcessorPil.from_pretrained(clip),  # the processor the published CLIP was measured with
+            ImageToWordProjection.from_pretrained(projection).eval(),
+        )
 
 
 def say(text: str = "") -> None:
@@ -161,7 +156,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     set_seed(args.seed)
     triplets = load_triplets(script, args.seed)
     held_back = min(script.num_eval_triplets, len(triplets) // 10) if args.eval_strategy != "no" else 0
-    check_triplets(triplets)
+    check_triplets(triplets)  # the trainer checks its parts too; here the rows are still counted as in the file
     text_encoder, vision_model, tokenizer, image_processor, projection = load_clip(script)
     vision_model.to(args.device)
     projection.to(args.device)

@@ -12,17 +12,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging
 
+from .contexts import evaluating, quiet_transformers
 
-logger = logging.get_logger(__name__)
 
 OWNER_FILE = ".rtd_hf.json"
 ADAPTER_FOLDER = "adapter"
@@ -144,7 +142,7 @@ def export_text_encoder(model, folder: str | os.PathLike, *, tokenizer=None, bas
         shutil.rmtree(abandoned, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder))
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             stock.save_pretrained(partial)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, partial)
@@ -245,7 +243,7 @@ def verify_drop_in(
     base = model.get_base_model() if _has_adapters(model) else model
     stock_class = _stock_class(base)
     device = next(model.parameters()).device
-    with _quiet_transformers():
+    with quiet_transformers():
         reloaded, info = stock_class.from_pretrained(folder, output_loading_info=True)
         _check_loading_info(folder, stock_class.__name__, info, unexpected=set())
         bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -254,7 +252,7 @@ def verify_drop_in(
             _check_tokenizer(folder, tokenizer, AutoTokenizer.from_pretrained(folder), texts)
     longest = base.config.max_position_embeddings
     inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluating(model):
         expected = model(**inputs).text_embeds
         reloaded, bare = reloaded.to(device).eval(), bare.to(device).eval()
         found = {
@@ -339,28 +337,3 @@ def _check_tokenizer(folder: Path, tokenizer, reloaded, texts: Sequence[str]) ->
                 f"The tokenizer in `{folder}` turns {text!r} into {found}, but the model was trained with {expected}. "
                 "Save the tokenizer of the training beside the weights."
             )
-
-
-@contextmanager
-def _evaluation_mode(model) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}  # parts may be frozen in evaluation mode
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No load report and no progress bar for what is checked here anyway."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

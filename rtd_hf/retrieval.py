@@ -1,14 +1,13 @@
 """From pictures and texts to embeddings: the one place where queries are composed, for scoring and for search."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm.auto import tqdm
 
+from .contexts import evaluating
 from .images import open_image, pad_to_ratio
 from .prompts import PromptTokenizer
 
@@ -63,7 +62,7 @@ class ComposedImageRetriever:
         device = next(self.vision_model.parameters()).device
         embeds = []
         starts = range(0, number, self.batch_size)
-        with _evaluating(self.vision_model):
+        with evaluating(self.vision_model):
             for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
                 batch = [self._opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
                 pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
@@ -114,7 +113,7 @@ class ComposedImageRetriever:
         if len(texts) != len(image_embeds):
             raise ValueError(f"`texts` must hold one entry per reference, got {len(texts)} for {len(image_embeds)}.")
         device = next(self.projection.parameters()).device
-        with _evaluating(self.projection):
+        with evaluating(self.projection):
             words = self.projection(image_embeds.to(device))
 
         def compose(batch: list[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -140,22 +139,10 @@ class ComposedImageRetriever:
         device = next(encoder.parameters()).device
         order = torch.tensor(sorted(range(len(flat)), key=lambda i: len(flat[i])))
         embeds = []
-        with _evaluating(encoder):
+        with evaluating(encoder):
             for at in order.split(self.batch_size):
                 batch = make_batch([flat[i] for i in at], rows[at])
                 batch = {name: value.to(device) for name, value in batch.items()}
                 embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
         embeds = torch.cat(embeds)[order.argsort()]
         return F.normalize(torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds), dim=-1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every module is in its own earlier mode again, also where they differ."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

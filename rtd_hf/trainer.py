@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.utils import logging
 
+from .contexts import evaluating
 from .data_collator import DataCollatorForRTD, check_triplets
 from .distributed import rank
 from .hub import export_text_encoder
@@ -20,9 +20,6 @@ from .losses import TargetAnchoredContrastiveLoss
 from .models import PseudoWordMixin
 from .projections import ImageToWordProjection
 from .training_args import RTDTrainingArguments
-
-
-logger = logging.get_logger(__name__)
 
 
 class RTDTrainer(Trainer):
@@ -152,11 +149,8 @@ class RTDTrainer(Trainer):
         if encoder is None:
             encoder = self.accelerator.unwrap_model(model)
             adapters_off = encoder.disable_adapter()
-        was_training = encoder.training
-        with torch.no_grad(), adapters_off:
-            embeds = encoder.eval()(**batch).text_embeds
-        encoder.train(was_training)
-        return embeds
+        with torch.no_grad(), evaluating(encoder), adapters_off:
+            return encoder(**batch).text_embeds
 
     def project_references(self, anchors: torch.Tensor) -> torch.Tensor:
         """Pseudo-words of the references, from their text embeddings with noise that stands in for the modality gap.
@@ -221,7 +215,7 @@ class RTDTrainer(Trainer):
         self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity)
 
     def _check_weights(self) -> None:
-        """A step may have broken the weights since the last loss: neither measure nor save such weights."""
+        """A step may have broken the weights since the last loss, and no checkpoint must hold such weights."""
         broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
             raise FloatingPointError(

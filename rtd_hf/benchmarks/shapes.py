@@ -6,10 +6,11 @@ reference, by one edit. All is drawn from a seed, so the same arguments give the
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..shapes.captions import ASPECTS, describe_fully
-from ..shapes.edits import ATTRIBUTES, Edit, sample_edit, sample_edits
+from ..shapes.edits import ATTRIBUTES, Edit, conditioning_text, sample_edit, sample_edits
 from ..shapes.pictures import picture
 from ..shapes.scenes import Scene, sample_scene
 from .base import BENCHMARKS, CIRBenchmark, CIRQuery
@@ -70,33 +71,27 @@ def _blur(scene: Scene, *, size: bool, place: bool) -> Scene:
     return replace(scene, position="centre") if place and scene.kind == "single" else scene
 
 
-def _distractors(edits: list[Edit], number: int, rng: random.Random) -> list[Scene]:
-    """Other scenes one edit away: about three from the target for every two from the reference."""
+def _others(edits: list[Edit], number: int, draw: Callable[[int], Scene]) -> list[Scene]:
+    """Different scenes, the i-th of them out of `draw(i)`, that are neither the reference nor a right answer."""
     reference, target, place = edits[0].before, edits[-1].after, _leaves_place_open(edits)
     right = _blur(target, size=False, place=place)
     found: dict[Scene, None] = {}
     while len(found) < number:
-        start = target if len(found) % 5 < 3 else reference
-        scene = sample_edit(start, rng).after
+        scene = draw(len(found))
         if scene != reference and _blur(scene, size=False, place=place) != right:
             found[scene] = None
     return list(found)
+
+
+def _distractors(edits: list[Edit], number: int, rng: random.Random) -> list[Scene]:
+    """Other scenes one edit away: about three from the target for every two from the reference."""
+    reference, target = edits[0].before, edits[-1].after
+    return _others(edits, number, lambda place: sample_edit(target if place % 5 < 3 else reference, rng).after)
 
 
 def _near_duplicates(edits: list[Edit], number: int, rng: random.Random) -> list[Scene]:
-    """Scenes that look like the reference, one edit and two edits away in turn, and are not the target."""
-    reference, target, place = edits[0].before, edits[-1].after, _leaves_place_open(edits)
-    right = _blur(target, size=False, place=place)
-    found: dict[Scene, None] = {}
-    while len(found) < number:
-        scene = sample_edits(reference, rng, 1 + len(found) % 2)[-1].after
-        if scene != reference and _blur(scene, size=False, place=place) != right:
-            found[scene] = None
-    return list(found)
-
-
-def _query_text(edits: list[Edit]) -> str:
-    return " and ".join(edit.text for edit in edits)
+    """Scenes that look like the reference, one edit and two edits away in turn."""
+    return _others(edits, number, lambda place: sample_edits(edits[0].before, rng, 1 + place % 2)[-1].after)
 
 
 def _one_target(name: str, num_queries: int, seed: int, near_duplicates: int) -> CIRBenchmark:
@@ -112,7 +107,7 @@ def _one_target(name: str, num_queries: int, seed: int, near_duplicates: int) ->
             CIRQuery(
                 id=f"{number:05d}",
                 reference=gallery.add(edits[0].before),
-                texts=(_query_text(edits),),
+                texts=(conditioning_text(edits),),
                 targets=(target_id,),
                 candidates=(target_id, *candidates),
                 target_caption=describe_fully(target, rng),
@@ -254,7 +249,6 @@ def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, s
         for number in range(num_queries // len(_SAME_KIND)):
             edits = _two_edits_within(category, rng)
             reference, target = edits[0].before, edits[-1].after
-            first, second = (edit.text for edit in edits)
             reference_id, target_id = gallery.add(reference), gallery.add(target)
             near = [gallery.add(scene) for scene in _distractors(edits, 4, rng) if scene.kind == category]
             members.update(dict.fromkeys((reference_id, target_id, *near)))
@@ -262,7 +256,7 @@ def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, s
                 CIRQuery(
                     id=f"{category}-{number:05d}",
                     reference=reference_id,
-                    texts=(f"{first} and {second}", f"{second} and {first}"),
+                    texts=(conditioning_text(edits), conditioning_text(edits[::-1])),
                     targets=(target_id,),
                     group=category,
                     target_caption=describe_fully(target, rng),

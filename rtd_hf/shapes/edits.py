@@ -5,7 +5,7 @@ benchmark query ends on a held-out combination.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .captions import (
@@ -255,6 +255,11 @@ def sample_edits(
             return [first, second]
 
 
+def conditioning_text(edits: Sequence[Edit]) -> str:
+    """What asks for the edits in this order: `"is red and has two stars"`."""
+    return " and ".join(edit.text for edit in edits)
+
+
 def sample_triplet(rng: random.Random, *, two_edits: float = 0.25) -> dict[str, str]:
     """Draws one text triplet of training combinations: no picture is involved.
 
@@ -274,7 +279,7 @@ def sample_triplet(rng: random.Random, *, two_edits: float = 0.25) -> dict[str, 
     mentioned = aspects.union(edit.aspect for edit in edits if edit.aspect)
     return {
         "reference_caption": describe_scene(scene, rng, aspects),
-        "conditioning_caption": " and ".join(edit.text for edit in edits),
+        "conditioning_caption": conditioning_text(edits),
         "target_caption": describe_scene(edits[-1].after, rng, mentioned),
         "rule": "+".join(edit.kind for edit in edits),
     }

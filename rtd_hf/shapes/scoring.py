@@ -2,6 +2,10 @@
 
 import random
 
+import torch
+
+from ..contexts import evaluating
+from ..metrics import rank_targets, recall_at_k
 from .captions import describe_fully
 from .pictures import draw_scene
 from .scenes import Scene, sample_scene
@@ -29,22 +33,16 @@ def text_to_image_recall(model, tokenizer, image_processor, *, number: int = 100
     Returns:
         `dict[str, float]`: `text_to_image_recall@1`, `@5`, `@10` in percent, ties counted against the model.
     """
-    import torch
-
     rng = random.Random(f"captions {seed}")
     rows = held_out_pictures(number, seed)
     captions = [describe_fully(scene, rng) for scene, _ in rows]
-    was_training = model.training
-    model.eval()
     texts, images = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         for start in range(0, number, 250):
             pixels = image_processor([picture for _, picture in rows[start : start + 250]], return_tensors="pt")
             tokens = tokenizer(captions[start : start + 250], padding=True, return_tensors="pt")
             output = model(**tokens.to(model.device), pixel_values=pixels["pixel_values"].to(model.device))
             texts.append(output.text_embeds)
             images.append(output.image_embeds)
-    model.train(was_training)
-    similarity = torch.cat(texts) @ torch.cat(images).T
-    rank = (similarity >= similarity.diagonal()[:, None]).sum(1) - 1
-    return {f"text_to_image_recall@{k}": 100 * (rank < k).double().mean().item() for k in (1, 5, 10)}
+    ranks = rank_targets(torch.cat(texts), torch.cat(images), torch.arange(number, device=model.device)[:, None])
+    return {f"text_to_image_recall@{k}": 100 * recall_at_k(ranks, k).double().mean().item() for k in (1, 5, 10)}
