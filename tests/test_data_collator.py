@@ -2,9 +2,11 @@ import pickle
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers import tiny_text_model, tiny_tokenizer
 
-from rtd_hf.data_collator import DataCollatorForRTD, resolve_triplet_columns
+import rtd_hf.data_collator
+from rtd_hf.data_collator import DataCollatorForRTD, check_triplets, resolve_triplet_columns
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.prompts import PromptTokenizer
 
@@ -205,3 +207,41 @@ def test_a_data_loader_with_processes_can_use_it(tokenizer):
     collator = DataCollatorForRTD(tokenizer)
     assert_equal(pickle.loads(pickle.dumps(collator))(features()), collator(features()))
     assert collator.tokenizer is tokenizer  # the `Trainer` saves it beside the model
+
+
+# ------------------------------------------------------------------------------------------ a data set, checked ahead
+TRIPLET = {"input": "a red star", "edit": "is blue", "output": "a blue star"}
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+def test_blank_captions_are_counted_and_the_first_is_shown(monkeypatch, at_once):
+    monkeypatch.setattr(rtd_hf.data_collator, "_CHECKED_AT_ONCE", at_once)
+    rows = [dict(TRIPLET) for _ in range(9)]
+    assert check_triplets(Dataset.from_list(rows)) == {
+        "reference_caption": "input",
+        "conditioning_caption": "edit",
+        "target_caption": "output",
+    }
+    rows[5]["edit"], rows[8]["edit"] = " \n", None
+    dataset = Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="`edit` holds no text in 2 of 9 rows, first in row 5: .*a red star"):
+        check_triplets(dataset)
+    # Rows are counted as they stand in a selection, not as they lie in the file.
+    with pytest.raises(ValueError, match="`edit` holds no text in 1 of 3 rows, first in row 2"):
+        check_triplets(dataset.select([7, 0, 8]))
+    assert check_triplets(dataset.select([0, 1, 6]))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(None, "holds no text in 1 of 1 rows"), (3, "must hold strings, but holds int64")]
+)
+def test_columns_that_are_no_text(value, message):
+    with pytest.raises(ValueError, match=f"`output` {message}"):
+        check_triplets(Dataset.from_list([{**TRIPLET, "output": value}]))
+
+
+def test_a_stream_is_checked_by_its_columns():
+    stream = Dataset.from_list([{**TRIPLET, "edit": None}]).to_iterable_dataset()
+    assert check_triplets(stream)["conditioning_caption"] == "edit"
+    with pytest.raises(ValueError, match="`conditioning_caption` is missing"):
+        check_triplets(stream.remove_columns("edit"))
