@@ -22,7 +22,7 @@ _MODULES = {
     "check_triplets": "data_collator",
     "resolve_triplet_columns": "data_collator",
     "PromptTokenizer": "prompts",
-    "clean_caption": "prompts",
+    "clean_caption": "texts",
     # training
     "RTDTrainer": "trainer",
     "RTDTrainingArguments": "training_args",

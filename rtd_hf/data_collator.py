@@ -1,13 +1,13 @@
 """Collator: rows of text triplets in, one batch of query rows and anchor rows out."""
 
 import difflib
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .prompts import DEFAULT_TEMPLATE, PromptTokenizer, clean_caption, clean_conditioning
+from .prompts import PromptTokenizer
+from .texts import DEFAULT_TEMPLATE, clean_caption, clean_conditioning, text_id
 
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class DataCollatorForRTD:
         anchors = self.prompts.encode(targets + references)
         for name in ("input_ids", "attention_mask", "pooling_positions"):
             batch[f"anchor_{name}"] = anchors[name]
-        batch["text_ids"] = torch.tensor([_text_id(text) for text in targets + references], dtype=torch.int64)
+        batch["text_ids"] = torch.tensor([text_id(text) for text in targets + references], dtype=torch.int64)
         return batch
 
     @staticmethod
@@ -202,8 +202,3 @@ class DataCollatorForRTD:
                 )
             texts.append(cleaned)
         return texts
-
-
-def _text_id(text: str) -> int:
-    """A 63-bit number that is the same in every process, unlike `hash`, and fits into int64."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

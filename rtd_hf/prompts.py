@@ -1,4 +1,4 @@
-"""Prompt text and its tokens: caption cleaning, templates with a placeholder, and the layout of the rows."""
+"""Tokens of prompts and captions: templates with a placeholder filled in, cut, and laid out in rows."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -7,118 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .texts import (
+    DEFAULT_TEMPLATE,
+    PLACEHOLDER,
+    bare_prompt,
+    check_template,
+    clean_caption,
+    clean_conditioning,
+    compose_prompt,
+)
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACEHOLDER = "$"
-CAPTION_SLOT = "{caption}"
-DEFAULT_TEMPLATE = "a photo of $ that {caption}"
-
 # Tokenizers that state no maximum report an astronomically large one; such a number is not a length.
 _CLIP_MAX_LENGTH = 77
 _LARGEST_SENSIBLE_LENGTH = 1_000_000
-
-
-def clean_caption(text: str) -> str:
-    """
-    Cleans a reference or a target caption as the published RTD code does.
-
-    `<PERSON>` becomes `person`, letters become lower-case, every placeholder character is deleted, white space is
-    collapsed to single spaces and stripped.
-
-    Args:
-        text (`str`): The caption as it stands in the data.
-
-    Returns:
-        `str`: the cleaned caption; empty where nothing is left.
-    """
-    return " ".join(text.replace("<PERSON>", "person").lower().replace(PLACEHOLDER, "").split())
-
-
-def clean_conditioning(text: str) -> str:
-    """
-    Cleans a conditioning text: placeholder characters are deleted and white space is collapsed; the case stays.
-
-    A `$` that a user wrote would otherwise be a second placeholder in the composed prompt.
-
-    Args:
-        text (`str`): The conditioning text ("is red instead of blue").
-
-    Returns:
-        `str`: the cleaned text; empty where nothing is left.
-    """
-    return " ".join(text.replace(PLACEHOLDER, "").split())
-
-
-def check_template(template: str) -> str:
-    """
-    Checks a prompt template and collapses its white space.
-
-    Args:
-        template (`str`):
-            Text with one or more placeholders `$`, each standing alone between spaces, and exactly one `{caption}`.
-
-    Returns:
-        `str`: the template with single spaces.
-
-    Raises:
-        TypeError: `template` is not a string.
-        ValueError: a placeholder or the caption slot is missing, repeated or glued to other characters.
-    """
-    if not isinstance(template, str):
-        raise TypeError(f"`template` must be a string such as {DEFAULT_TEMPLATE!r}, but is {template!r}.")
-    if template.count(CAPTION_SLOT) != 1:
-        raise ValueError(
-            f"`template` must hold `{CAPTION_SLOT}` exactly once, but {template!r} holds it "
-            f"{template.count(CAPTION_SLOT)} times. Write it as in {DEFAULT_TEMPLATE!r}."
-        )
-    words = template.split()
-    glued = [word for word in words if PLACEHOLDER in word and word != PLACEHOLDER]
-    if glued:
-        raise ValueError(
-            f"Every `{PLACEHOLDER}` in `template` must stand alone between spaces, but {template!r} holds "
-            f"{glued[0]!r}. Put spaces around it, also before punctuation, as in 'a photo of $ , {CAPTION_SLOT}'."
-        )
-    if PLACEHOLDER not in words:
-        raise ValueError(
-            f"`template` must hold the placeholder `{PLACEHOLDER}` at least once, but got {template!r}. "
-            f"Write it as in {DEFAULT_TEMPLATE!r}."
-        )
-    return " ".join(words)
-
-
-def compose_prompt(template: str, caption: str, *, reference: str | None = None) -> str:
-    """
-    Fills a template.
-
-    Args:
-        template (`str`): A checked template.
-        caption (`str`): The conditioning text; cleaned here ([`clean_conditioning`]).
-        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
-
-    Returns:
-        `str`: for example `"a photo of $ that is red"`.
-    """
-    left, right = template.split(CAPTION_SLOT)
-    if reference is not None:
-        left, right = left.replace(PLACEHOLDER, reference), right.replace(PLACEHOLDER, reference)
-    return " ".join(f"{left}{clean_conditioning(caption)}{right}".split())
-
-
-def bare_prompt(template: str, *, reference: str | None = None) -> str:
-    """
-    The part of a template up to and with its last placeholder, without the caption slot.
-
-    Args:
-        template (`str`): A checked template.
-        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
-
-    Returns:
-        `str`: `"a photo of $"` for `"a photo of $ that {caption}"`.
-    """
-    prompt = template[: template.rindex(PLACEHOLDER) + 1].replace(CAPTION_SLOT, "")
-    return " ".join(prompt.replace(PLACEHOLDER, PLACEHOLDER if reference is None else reference).split())
 
 
 class PromptTokenizer:

@@ -21,7 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
-    {"registry", "prompts", "distributed", "similarity", "options", "images", "contexts"},
+    {"registry", "texts", "distributed", "similarity", "options", "images", "contexts"},
+    {"prompts"},
     {"models", "projections", "triplets", "losses", "metrics"},
     {"shapes"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics"},

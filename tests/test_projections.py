@@ -13,8 +13,8 @@ from rtd_hf.projections import (
     ProjectionConfig,
     SEARLEProjection,
 )
-from rtd_hf.prompts import check_template
 from rtd_hf.registry import RegistryError
+from rtd_hf.texts import check_template
 
 
 D, H = 24, 32

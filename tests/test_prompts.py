@@ -3,9 +3,9 @@ import torch
 from helpers import build_tokenizer, byte_symbols, real_tokenizer, tiny_tokenizer
 from transformers import CLIPTokenizer
 
-from rtd_hf.prompts import (
+from rtd_hf.prompts import PromptTokenizer
+from rtd_hf.texts import (
     DEFAULT_TEMPLATE,
-    PromptTokenizer,
     bare_prompt,
     check_template,
     clean_caption,

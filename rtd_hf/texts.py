@@ -1,0 +1,122 @@
+"""Captions and prompt templates as text: cleaning, the placeholder, and a number that stands for a caption."""
+
+import hashlib
+
+
+PLACEHOLDER = "$"
+CAPTION_SLOT = "{caption}"
+DEFAULT_TEMPLATE = "a photo of $ that {caption}"
+
+
+def clean_caption(text: str) -> str:
+    """
+    Cleans a reference or a target caption as the published RTD code does.
+
+    `<PERSON>` becomes `person`, letters become lower-case, every placeholder character is deleted, white space is
+    collapsed to single spaces and stripped.
+
+    Args:
+        text (`str`): The caption as it stands in the data.
+
+    Returns:
+        `str`: the cleaned caption; empty where nothing is left.
+    """
+    return " ".join(text.replace("<PERSON>", "person").lower().replace(PLACEHOLDER, "").split())
+
+
+def clean_conditioning(text: str) -> str:
+    """
+    Cleans a conditioning text: placeholder characters are deleted and white space is collapsed; the case stays.
+
+    A `$` that a user wrote would otherwise be a second placeholder in the composed prompt.
+
+    Args:
+        text (`str`): The conditioning text ("is red instead of blue").
+
+    Returns:
+        `str`: the cleaned text; empty where nothing is left.
+    """
+    return " ".join(text.replace(PLACEHOLDER, "").split())
+
+
+def check_template(template: str) -> str:
+    """
+    Checks a prompt template and collapses its white space.
+
+    Args:
+        template (`str`):
+            Text with one or more placeholders `$`, each standing alone between spaces, and exactly one `{caption}`.
+
+    Returns:
+        `str`: the template with single spaces.
+
+    Raises:
+        TypeError: `template` is not a string.
+        ValueError: a placeholder or the caption slot is missing, repeated or glued to other characters.
+    """
+    if not isinstance(template, str):
+        raise TypeError(f"`template` must be a string such as {DEFAULT_TEMPLATE!r}, but is {template!r}.")
+    if template.count(CAPTION_SLOT) != 1:
+        raise ValueError(
+            f"`template` must hold `{CAPTION_SLOT}` exactly once, but {template!r} holds it "
+            f"{template.count(CAPTION_SLOT)} times. Write it as in {DEFAULT_TEMPLATE!r}."
+        )
+    words = template.split()
+    glued = [word for word in words if PLACEHOLDER in word and word != PLACEHOLDER]
+    if glued:
+        raise ValueError(
+            f"Every `{PLACEHOLDER}` in `template` must stand alone between spaces, but {template!r} holds "
+            f"{glued[0]!r}. Put spaces around it, also before punctuation, as in 'a photo of $ , {CAPTION_SLOT}'."
+        )
+    if PLACEHOLDER not in words:
+        raise ValueError(
+            f"`template` must hold the placeholder `{PLACEHOLDER}` at least once, but got {template!r}. "
+            f"Write it as in {DEFAULT_TEMPLATE!r}."
+        )
+    return " ".join(words)
+
+
+def compose_prompt(template: str, caption: str, *, reference: str | None = None) -> str:
+    """
+    Fills a template.
+
+    Args:
+        template (`str`): A checked template.
+        caption (`str`): The conditioning text; cleaned here ([`clean_conditioning`]).
+        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
+
+    Returns:
+        `str`: for example `"a photo of $ that is red"`.
+    """
+    left, right = template.split(CAPTION_SLOT)
+    if reference is not None:
+        left, right = left.replace(PLACEHOLDER, reference), right.replace(PLACEHOLDER, reference)
+    return " ".join(f"{left}{clean_conditioning(caption)}{right}".split())
+
+
+def bare_prompt(template: str, *, reference: str | None = None) -> str:
+    """
+    The part of a template up to and with its last placeholder, without the caption slot.
+
+    Args:
+        template (`str`): A checked template.
+        reference (`str`, *optional*): Words to write in place of every placeholder; without it the placeholders stay.
+
+    Returns:
+        `str`: `"a photo of $"` for `"a photo of $ that {caption}"`.
+    """
+    prompt = template[: template.rindex(PLACEHOLDER) + 1].replace(CAPTION_SLOT, "")
+    return " ".join(prompt.replace(PLACEHOLDER, PLACEHOLDER if reference is None else reference).split())
+
+
+def text_id(text: str) -> int:
+    """
+    A number that stands for a text: the same in every process and on every machine, unlike `hash`.
+
+    Args:
+        text (`str`): The text, cleaned.
+
+    Returns:
+        `int`: 63 bits, so that it fits into int64. Of ten million texts any two share one with a chance of 5e-6.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
