@@ -19,8 +19,8 @@ _MODULES = {
     "ProjectionConfig": "projections",
     # text
     "DataCollatorForRTD": "data_collator",
-    "check_triplets": "data_collator",
-    "resolve_triplet_columns": "data_collator",
+    "check_triplets": "triplets",
+    "resolve_triplet_columns": "triplets",
     "PromptTokenizer": "prompts",
     "clean_caption": "texts",
     # training

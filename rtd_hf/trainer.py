@@ -13,13 +13,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .contexts import evaluating
-from .data_collator import DataCollatorForRTD, check_triplets
+from .data_collator import DataCollatorForRTD
 from .distributed import rank
 from .hub import export_text_encoder
 from .losses import TargetAnchoredContrastiveLoss
 from .models import PseudoWordMixin
 from .projections import ImageToWordProjection
 from .training_args import RTDTrainingArguments
+from .triplets import check_triplets
 
 
 class RTDTrainer(Trainer):

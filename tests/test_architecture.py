@@ -22,8 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
     {"registry", "texts", "distributed", "similarity", "options", "images", "contexts"},
-    {"prompts"},
-    {"models", "projections", "triplets", "losses", "metrics"},
+    {"models", "projections", "prompts", "triplets", "losses", "metrics"},
     {"shapes"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics"},
     {"evaluator", "diagnostics", "hub", "model_card"},

@@ -5,10 +5,11 @@ import torch
 from datasets import Dataset
 from helpers import tiny_text_model, tiny_tokenizer
 
-import rtd_hf.data_collator
-from rtd_hf.data_collator import DataCollatorForRTD, check_triplets, resolve_triplet_columns
+import rtd_hf.triplets.columns
+from rtd_hf.data_collator import DataCollatorForRTD
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.prompts import PromptTokenizer
+from rtd_hf.triplets import check_triplets, resolve_triplet_columns
 
 
 TRIPLETS = [
@@ -215,7 +216,7 @@ TRIPLET = {"input": "a red star", "edit": "is blue", "output": "a blue star"}
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_blank_captions_are_counted_and_the_first_is_shown(monkeypatch, at_once):
-    monkeypatch.setattr(rtd_hf.data_collator, "_CHECKED_AT_ONCE", at_once)
+    monkeypatch.setattr(rtd_hf.triplets.columns, "_CHECKED_AT_ONCE", at_once)
     rows = [dict(TRIPLET) for _ in range(9)]
     assert check_triplets(Dataset.from_list(rows)) == {
         "reference_caption": "input",
