@@ -5,13 +5,14 @@ Three things go wrong otherwise without a word: half-precision or TF32 products 
 comparison, and an item and its copy differ in the last bit when they fall into different corners of a product.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .contexts import full_precision
 
 
 # Matrix products treat all columns alike only at widths that fill the tiles of their kernels. At others the columns of
@@ -97,7 +98,7 @@ class BlockwiseSimilarity:
             block = self._prepare(self.gallery[first : first + self.width])
             filled = F.pad(block, (0, 0, 0, self.width - len(block)))
             for rows in self._rows(self.query_block):
-                with _exact_products(filled.device):
+                with full_precision(filled.device.type):
                     scores = self.queries[rows] @ filled.T
                 self._check_scores(scores)
                 scores[:, len(block) :] = -torch.inf
@@ -193,35 +194,6 @@ def _check_finite(name: str, features: Tensor, step: int) -> None:
             f"`{name}` must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows (the first is row "
             f"{int(bad.int().argmax())}). Look for a diverged model, or half precision that overflowed."
         )
-
-
-@contextlib.contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """
-    Float32 products without autocast, TF32 or bfloat16 inside, whatever the process has set; all is put back after.
-
-    PyTorch has two interfaces for it, and reading the older one fails once the newer one was written to (as
-    `TrainingArguments(tf32=True)` does).
-    """
-    undo = []
-    try:
-        older = torch.get_float32_matmul_precision()
-        if older != "highest":
-            torch.set_float32_matmul_precision("highest")
-            undo.append(lambda: torch.set_float32_matmul_precision(older))
-    except RuntimeError:
-        # From the general setting to the particular ones, which follow it unless they were set themselves.
-        for owner in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-            newer = owner.fp32_precision
-            if newer not in ("none", "ieee"):
-                owner.fp32_precision = "ieee"
-                undo.append(lambda owner=owner, newer=newer: setattr(owner, "fp32_precision", newer))
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for put_back in reversed(undo):
-            put_back()
 
 
 def top_k(

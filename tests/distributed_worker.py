@@ -43,13 +43,14 @@ class TwoTowers(torch.nn.Module):
         return self.query(queries), self.anchor(anchors)
 
 
-def loss_and_gradients(case: tuple[str, bool, bool], rows: slice, wrap) -> dict[str, torch.Tensor]:
+def loss_and_gradients(case: tuple[str, bool, bool], rows: slice, wrap, **options) -> dict[str, torch.Tensor]:
     loss_type, mask, train_anchors = case
     batch = problem()
     towers = TwoTowers(batch, train_anchors)
     model = wrap(towers)  # has to outlive the backward pass: a wrapper that is gone reduces no gradients
     embeds = model(batch["queries"][rows], batch["anchors"][rows])
-    loss = TargetAnchoredContrastiveLoss(0.1, loss_type, mask_duplicates=mask)(*embeds, batch["text_ids"][rows])
+    contrastive_loss = TargetAnchoredContrastiveLoss(0.1, loss_type, mask_duplicates=mask, **options)
+    loss = contrastive_loss(*embeds, batch["text_ids"][rows])
     loss.backward()
     gradients = {name: weight.grad for name, weight in towers.named_parameters() if weight.requires_grad}
     return {"loss": loss.detach(), **gradients}
@@ -59,7 +60,10 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     size = NUM_PAIRS // world_size()
     rows = slice(rank() * size, (rank() + 1) * size)
-    found = {case: loss_and_gradients(case, rows, torch.nn.parallel.DistributedDataParallel) for case in CASES}
+    wrap = torch.nn.parallel.DistributedDataParallel
+    found = {case: loss_and_gradients(case, rows, wrap) for case in CASES}
+    # Three of a rank's four rows at once, then the last.
+    found["blocks"] = {case: loss_and_gradients(case, rows, wrap, block_size=3) for case in CASES}
 
     # Every rank sends a gradient of its own to every part: rank r weighs part p by (r + 1) * (p + 1).
     part = torch.full((2, 3), float(rank()), requires_grad=True)

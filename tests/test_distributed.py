@@ -35,6 +35,15 @@ def test_two_processes_give_the_gradient_of_one(ranks, case):
             torch.testing.assert_close(half[name], gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blocks_change_nothing_on_two_processes(ranks, case):
+    for found in ranks:
+        in_blocks = found["blocks"][case]
+        assert in_blocks.keys() == found[case].keys()
+        for name, expected in found[case].items():
+            assert (in_blocks[name] - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 def test_masking_and_training_both_sides_are_different_problems():
     losses = {case: loss_and_gradients(case, slice(0, NUM_PAIRS), lambda towers: towers)["loss"] for case in CASES}
     for kind in ("nt_xent", "info_nce"):
