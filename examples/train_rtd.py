@@ -10,6 +10,7 @@ package. `--config recipe.yaml` reads another recipe (see `examples/recipes`); a
 
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --save_steps 2 --warmup_steps 1 --output_dir {tmp}/run
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --use_peft --output_dir {tmp}/lora
+# ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --anchors beside --mini_batch_size 50 --output_dir {tmp}/anchors
 # ci: --help
 
 import json
@@ -44,6 +45,13 @@ class ScriptArguments:
     )
     num_triplets: int | None = field(
         default=None, metadata={"help": "Triplets to use; all of a file by default, 40000 of the offline world."}
+    )
+    anchors: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the captions' embeddings under the frozen encoder, computed ahead where they are not "
+            "there yet; `beside`: next to the triplets. Pays with several epochs or runs, and for large encoders."
+        },
     )
     num_eval_triplets: int = field(default=256, metadata={"help": "Triplets held back for the evaluation loss."})
     benchmarks: list[str] = field(
@@ -85,6 +93,13 @@ def load_triplets(script: ScriptArguments, seed: int):
     else:
         raise FileNotFoundError(f"`--triplets` {script.triplets} does not exist. Give a file, a Hub id, or `shapes`.")
     return dataset.select(range(min(script.num_triplets, len(dataset)))) if script.num_triplets else dataset
+
+
+def anchors_folder(script: ScriptArguments, output_dir: str) -> Path:
+    """Where the captions' embeddings lie: as told, or next to the file of triplets, if it is one."""
+    if script.anchors != "beside":
+        return Path(script.anchors)
+    return Path(f"{script.triplets}.anchors") if Path(script.triplets).is_file() else Path(output_dir) / "anchors"
 
 
 def load_clip(script: ScriptArguments):
@@ -131,6 +146,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         build_model_card,
         check_triplets,
         export_text_encoder,
+        precompute_anchors,
         prepare_output_dir,
         verify_drop_in,
     )
@@ -200,6 +216,10 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
             lora_dropout=model_args.lora_dropout,
             target_modules=list(text_encoder.lora_target_modules),
         )
+    anchors = None
+    if script.anchors:
+        folder_of_anchors = anchors_folder(script, args.output_dir)
+        anchors = precompute_anchors(triplets, frozen, tokenizer, folder_of_anchors, max_length=args.max_length)
     trainer = RTDTrainer(
         text_encoder,
         args,
@@ -209,6 +229,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         eval_dataset=triplets.select(range(held_back)) if held_back else None,
         evaluators=watched,
         peft_config=peft_config,
+        anchors=anchors,
     )
     if resume is None and chief:
         for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
@@ -234,6 +255,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
             "temperature": args.temperature,
             "noise scale": args.noise_scale,
             "loss": args.loss_type,
+            "anchors": "computed ahead" if anchors else "in every step",
             "adapters": f"LoRA, rank {model_args.lora_r}" if model_args.use_peft else "none, all weights trained",
             "training seconds": round(trained.metrics["train_runtime"], 1),
             "seconds": round(time.perf_counter() - started, 1),

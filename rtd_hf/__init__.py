@@ -23,6 +23,12 @@ _MODULES = {
     "resolve_triplet_columns": "triplets",
     "PromptTokenizer": "prompts",
     "clean_caption": "texts",
+    # speed
+    "AnchorStore": "anchors",
+    "PackedRows": "packing",
+    "encoder_fingerprint": "anchors",
+    "pack_rows": "packing",
+    "precompute_anchors": "anchors",
     # training
     "RTDTrainer": "trainer",
     "RTDTrainingArguments": "training_args",

@@ -1,10 +1,13 @@
 """Collator: rows of text triplets in, one batch of query rows and anchor rows out."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from .packing import PackedRows
 from .prompts import PromptTokenizer
 from .texts import DEFAULT_TEMPLATE, clean_caption, clean_conditioning, text_id
 from .triplets import resolve_triplet_columns
@@ -12,6 +15,8 @@ from .triplets import resolve_triplet_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from .anchors import AnchorStore
 
 
 class DataCollatorForRTD:
@@ -32,6 +37,10 @@ class DataCollatorForRTD:
 
     Rows are padded to the longest of the batch. Columns are found by [`resolve_triplet_columns`].
 
+    With `packing` the batch holds the same rows as [`PackedRows`], `packed_rows` and `anchor_packed_rows`, in the
+    place of all entries named above but `text_ids`: lists of one, or with `mini_batch_size` of one for every
+    mini-batch. With `anchors` it holds the anchors' embeddings, `anchors` `(2B, D)`, in the place of their tokens.
+
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the text encoder.
         template (`str`, *optional*, defaults to `"a photo of $ that {caption}"`): Template of the composed prompt.
@@ -41,9 +50,14 @@ class DataCollatorForRTD:
         refined_concatenation (`bool`, *optional*, defaults to `True`):
             Put a placeholder for the pseudo-word into the prompt; otherwise the reference caption's own words, with
             `placeholder_mask` all false.
+        packing (`bool`, *optional*, defaults to `False`): Return [`PackedRows`] instead of padded rows.
+        share_prefixes (`bool`, *optional*, defaults to `True`): See [`pack_rows`].
+        mini_batch_size (`int`, *optional*): Triplets packed together; all of the batch by default.
+        anchors ([`AnchorStore`], *optional*): Anchors computed ahead, looked up here.
+        anchor_tokens (`bool`, *optional*): Also return the anchors' tokens; by default where `anchors` is not given.
 
     Raises:
-        ValueError: as [`PromptTokenizer`] raises.
+        ValueError: as [`PromptTokenizer`] raises, or `mini_batch_size` is given without `packing` or is not positive.
     """
 
     def __init__(
@@ -54,11 +68,21 @@ class DataCollatorForRTD:
         max_length: int | None = None,
         refined_batch: bool = True,
         refined_concatenation: bool = True,
+        packing: bool = False,
+        share_prefixes: bool = True,
+        mini_batch_size: int | None = None,
+        anchors: "AnchorStore | None" = None,
+        anchor_tokens: bool | None = None,
     ):
+        if mini_batch_size is not None and (mini_batch_size < 1 or not packing):
+            raise ValueError(f"`mini_batch_size` must be positive and needs `packing`, got {mini_batch_size}.")
         self.tokenizer = tokenizer
-        self.prompts = PromptTokenizer(tokenizer, template, max_length=max_length)
+        self.prompts = PromptTokenizer(tokenizer, template, max_length=max_length, share_prefixes=share_prefixes)
         self.refined_batch = refined_batch
         self.refined_concatenation = refined_concatenation
+        self.packing, self.mini_batch_size = packing, mini_batch_size
+        self.anchors = anchors
+        self.anchor_tokens = anchors is None if anchor_tokens is None else anchor_tokens
         self._columns: dict[tuple[str, ...], dict[str, str]] = {}
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -85,15 +109,39 @@ class DataCollatorForRTD:
         conditionings = self._read(features, columns["conditioning_caption"], clean_conditioning)
         targets = self._read(features, columns["target_caption"], clean_caption)
 
-        if self.refined_concatenation:
-            batch = self.prompts.compose(conditionings, bare=self.refined_batch)
-        else:
-            batch = self.prompts.literal(references, conditionings, bare=self.refined_batch)
-        anchors = self.prompts.encode(targets + references)
-        for name in ("input_ids", "attention_mask", "pooling_positions"):
-            batch[f"anchor_{name}"] = anchors[name]
-        batch["text_ids"] = torch.tensor([text_id(text) for text in targets + references], dtype=torch.int64)
+        batch = (self._pack if self.packing else self._pad)(references, conditionings, targets)
+        text_ids = np.fromiter(map(text_id, targets + references), dtype=np.int64, count=2 * len(targets))
+        batch["text_ids"] = torch.from_numpy(text_ids)
+        if self.anchors is not None:
+            batch["anchors"] = self.anchors.lookup_ids(text_ids)
         return batch
+
+    def _pad(self, references: list[str], conditionings: list[str], targets: list[str]) -> dict[str, torch.Tensor]:
+        batch = self._prompts(references, conditionings)
+        if self.anchor_tokens:
+            anchors = self.prompts.encode(targets + references)
+            for name in ("input_ids", "attention_mask", "pooling_positions"):
+                batch[f"anchor_{name}"] = anchors[name]
+        return batch
+
+    def _pack(
+        self, references: list[str], conditionings: list[str], targets: list[str]
+    ) -> dict[str, list[PackedRows]]:
+        size = self.mini_batch_size or len(targets)
+        batch: dict[str, list[PackedRows]] = defaultdict(list)
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            batch["packed_rows"].append(self._prompts(references[part], conditionings[part])["packed_rows"])
+            if self.anchor_tokens:
+                anchors = self.prompts.encode(targets[part] + references[part], packed=True, num_prompts=2)
+                batch["anchor_packed_rows"].append(anchors["packed_rows"])
+        return dict(batch)
+
+    def _prompts(self, references: list[str], conditionings: list[str]) -> dict[str, torch.Tensor | PackedRows]:
+        options = {"bare": self.refined_batch, "packed": self.packing}
+        if self.refined_concatenation:
+            return self.prompts.compose(conditionings, **options)
+        return self.prompts.literal(references, conditionings, **options)
 
     @staticmethod
     def _read(features: Sequence[Mapping[str, Any]], column: str, clean: Any) -> list[str]:

@@ -67,6 +67,18 @@ class RTDOptions:
         metadata={"help": "Longest text in tokens, BOS and EOS included; the encoder's own when not given."},
     )
 
+    # The machine
+    packing: bool = field(
+        default=True,
+        metadata={"help": "Encode texts without padding and shared prefixes once; off: padded rows, same result."},
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Triplets encoded at once; gradients and negatives stay those of the whole batch (GradCache)."
+        },
+    )
+
     def __post_init__(self):
         for name, choices in (("loss_type", LOSS_TYPES), ("noise_type", NOISE_TYPES)):
             if getattr(self, name) not in choices:
@@ -80,6 +92,10 @@ class RTDOptions:
             raise ValueError(f"`temperature` must be above 0 and finite, got {self.temperature}.")
         if not 0 <= self.noise_scale < math.inf:
             raise ValueError(f"`noise_scale` must not be negative and be finite, got {self.noise_scale}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"`mini_batch_size` must be at least 1, got {self.mini_batch_size}.")
+        if self.mini_batch_size is not None and not self.packing:
+            raise ValueError("`mini_batch_size` needs `packing`, which is switched off.")
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 "`per_device_train_batch_size` must be at least 2, because the other rows are the negatives, got "

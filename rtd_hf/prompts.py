@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .packing import PackedRows, pack_rows
 from .texts import (
     DEFAULT_TEMPLATE,
     PLACEHOLDER,
@@ -16,6 +17,7 @@ from .texts import (
     clean_conditioning,
     compose_prompt,
 )
+from .tokens import TextTokenizer
 
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class PromptTokenizer:
     - `placeholder_mask` `(R, L)` bool, true where a pseudo-word is to be written;
     - `pooling_positions` `(R, P)` int64, the position of the EOS token of each prompt.
 
+    With `packed=True` the one key is `packed_rows`, the same rows as [`PackedRows`]: no padding, shared prefixes
+    stored once, every prompt a row of its own. The model takes either.
+
     A `$` in a caption is never a placeholder, and a special token spelled out in a caption is ordinary text, so every
     prompt has exactly one EOS. Tokenizers keep state during a call, so use one `PromptTokenizer` per thread.
 
@@ -47,6 +52,7 @@ class PromptTokenizer:
         max_length (`int`, *optional*):
             Longest row in tokens, BOS and EOS included. Defaults to the tokenizer's own maximum, or 77 (CLIP) where it
             states none. Longer text is cut but keeps its EOS.
+        share_prefixes (`bool`, *optional*, defaults to `True`): See [`pack_rows`]; for packed rows only.
 
     Attributes:
         placeholder_id (`int`): Token id of the placeholder.
@@ -60,9 +66,16 @@ class PromptTokenizer:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", template: str = DEFAULT_TEMPLATE, *, max_length: int | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: str = DEFAULT_TEMPLATE,
+        *,
+        max_length: int | None = None,
+        share_prefixes: bool = True,
     ):
         self.tokenizer = tokenizer
+        self.share_prefixes = share_prefixes
+        self._tokenize = TextTokenizer(tokenizer)
         self.template = check_template(template)
         if max_length is None:
             stated = getattr(tokenizer, "model_max_length", None)
@@ -75,7 +88,9 @@ class PromptTokenizer:
         self.num_placeholders = self.template.count(PLACEHOLDER)
         self._check_layout()
 
-    def compose(self, captions: Sequence[str], bare: bool = False) -> dict[str, torch.Tensor]:
+    def compose(
+        self, captions: Sequence[str], bare: bool = False, *, packed: bool = False
+    ) -> dict[str, torch.Tensor | PackedRows]:
         """
         The composed prompts of a batch, with placeholders for the pseudo-words.
 
@@ -88,9 +103,10 @@ class PromptTokenizer:
         Args:
             captions (`Sequence[str]`): The R conditioning texts.
             bare (`bool`, *optional*, defaults to `False`): Also lay out the bare prompts.
+            packed (`bool`, *optional*, defaults to `False`): Return packed rows.
 
         Returns:
-            `dict[str, torch.Tensor]`: see the class.
+            `dict[str, torch.Tensor | PackedRows]`: see the class.
 
         Raises:
             TypeError: `captions` is one string instead of a sequence of strings.
@@ -101,11 +117,11 @@ class PromptTokenizer:
         if not self.bare_is_prefix:
             full = [self._shorten(row, caption) for row, caption in zip(full, captions, strict=True)]
         bare_rows = self._tokenize([bare_prompt(self.template)]) * len(full) if bare else None
-        return self._lay_out(full, bare_rows, mark_placeholders=True)
+        return self._lay_out(full, bare_rows, mark_placeholders=True, packed=packed)
 
     def literal(
-        self, references: Sequence[str], captions: Sequence[str], bare: bool = False
-    ) -> dict[str, torch.Tensor]:
+        self, references: Sequence[str], captions: Sequence[str], bare: bool = False, *, packed: bool = False
+    ) -> dict[str, torch.Tensor | PackedRows]:
         """
         The prompts of [`~PromptTokenizer.compose`] with the reference captions' words in place of the placeholder.
 
@@ -115,9 +131,10 @@ class PromptTokenizer:
             references (`Sequence[str]`): The R reference captions; cleaned here ([`clean_caption`]).
             captions (`Sequence[str]`): The R conditioning texts.
             bare (`bool`, *optional*, defaults to `False`): Also lay out the prompts without the conditioning text.
+            packed (`bool`, *optional*, defaults to `False`): Return packed rows.
 
         Returns:
-            `dict[str, torch.Tensor]`: see the class.
+            `dict[str, torch.Tensor | PackedRows]`: see the class.
 
         Raises:
             TypeError, ValueError: as [`~PromptTokenizer.compose`]; also where the two differ in number.
@@ -131,22 +148,28 @@ class PromptTokenizer:
         pairs = list(zip(references, captions, strict=True))
         full = self._tokenize([compose_prompt(self.template, caption, reference=ref) for ref, caption in pairs])
         bare_rows = self._tokenize([bare_prompt(self.template, reference=ref) for ref in references]) if bare else None
-        return self._lay_out(full, bare_rows, mark_placeholders=False)
+        return self._lay_out(full, bare_rows, mark_placeholders=False, packed=packed)
 
-    def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode(
+        self, texts: Sequence[str], *, packed: bool = False, num_prompts: int = 1
+    ) -> dict[str, torch.Tensor | PackedRows]:
         """
         Plain texts (the anchors): cleaned, one row each, no template and no placeholder.
 
         Args:
             texts (`Sequence[str]`): The R texts; cleaned here ([`clean_caption`]).
+            packed (`bool`, *optional*, defaults to `False`): Return packed rows.
+            num_prompts (`int`, *optional*, defaults to 1): P of the packed rows: the texts are P blocks of `R / P`.
 
         Returns:
-            `dict[str, torch.Tensor]`: see the class, with P = 1.
+            `dict[str, torch.Tensor | PackedRows]`: see the class, with P = 1.
 
         Raises:
             TypeError, ValueError: as [`~PromptTokenizer.compose`].
         """
         rows = self._tokenize([clean_caption(text) for text in self._check_texts(texts, "texts")])
+        if packed:
+            return self._pack([self._cut(row, self.max_length) for row in rows], num_prompts, mark_placeholders=False)
         return self._lay_out(rows, None, mark_placeholders=False)
 
     def mark(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -172,14 +195,21 @@ class PromptTokenizer:
     # Layout
 
     def _lay_out(
-        self, full: list[list[int]], bare: list[list[int]] | None, *, mark_placeholders: bool
-    ) -> dict[str, torch.Tensor]:
+        self,
+        full: list[list[int]],
+        bare: list[list[int]] | None,
+        *,
+        mark_placeholders: bool,
+        packed: bool = False,
+    ) -> dict[str, torch.Tensor | PackedRows]:
         two_in_one = bare is not None and self.bare_is_prefix
         limit = self.max_length - two_in_one
         full = [self._cut(row, limit) for row in full]
+        bare = bare and [self._cut(row, limit) for row in bare]
+        if packed:
+            return self._pack(full + (bare or []), 2 if bare else 1, mark_placeholders)
         if bare is None:
             return self._pad(full, None, mark_placeholders)
-        bare = [self._cut(row, limit) for row in bare]
         if not two_in_one:
             return self._pad(full + bare, None, mark_placeholders)
         inner = np.array([len(row) - 1 for row in bare])
@@ -190,21 +220,17 @@ class PromptTokenizer:
         self, rows: list[list[int]], inner: np.ndarray | None, mark_placeholders: bool
     ) -> dict[str, torch.Tensor]:
         """`inner (R,)` holds the position of the bare prompt's EOS in each row."""
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        input_ids, lengths = self._as_matrix(rows)
         columns = np.arange(lengths.max())
         filled = columns < lengths[:, None]
-        input_ids = np.full(filled.shape, self.pad_token_id, dtype=np.int64)
-        input_ids[filled] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
         position_ids = np.broadcast_to(columns, filled.shape).copy()
         pooling_positions = (lengths - 1)[:, None]
         if inner is not None:
             position_ids -= columns > inner[:, None]
             pooling_positions = np.stack([lengths - 1, inner], axis=1)
         placeholder_mask = np.zeros(filled.shape, dtype=bool)
-        if mark_placeholders and self.bare_is_prefix:
-            placeholder_mask[:, self._placeholder_columns] = True
-        elif mark_placeholders:
-            placeholder_mask = filled & (input_ids == self.placeholder_id)
+        if mark_placeholders:
+            placeholder_mask = self._placeholders(input_ids, filled)
         arrays = {
             "input_ids": input_ids,
             "position_ids": position_ids,
@@ -213,6 +239,35 @@ class PromptTokenizer:
             "attention_mask": filled.astype(np.int64),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _pack(self, rows: list[list[int]], num_prompts: int, mark_placeholders: bool) -> dict[str, PackedRows]:
+        """`rows` are `num_prompts` blocks of equal size; the i-th rows of all blocks hold the same pseudo-words."""
+        input_ids, lengths = self._as_matrix(rows)
+        words = None
+        if mark_placeholders:
+            marked = self._placeholders(input_ids, np.arange(input_ids.shape[1]) < lengths[:, None])
+            first = np.arange(len(rows)) % (len(rows) // num_prompts) * self.num_placeholders
+            words = np.where(marked, first[:, None] + marked.cumsum(axis=1) - 1, -1)
+        packed = pack_rows(
+            input_ids, lengths, words=words, num_prompts=num_prompts, share_prefixes=self.share_prefixes
+        )
+        return {"packed_rows": packed}
+
+    def _as_matrix(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids `(R, L)`, padded, and lengths `(R,)`."""
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        input_ids = np.full((len(rows), lengths.max()), self.pad_token_id, dtype=np.int64)
+        filled = np.arange(input_ids.shape[1]) < lengths[:, None]
+        input_ids[filled] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        return input_ids, lengths
+
+    def _placeholders(self, input_ids: np.ndarray, filled: np.ndarray) -> np.ndarray:
+        """Where a pseudo-word is written, `(R, L)`."""
+        if not self.bare_is_prefix:
+            return filled & (input_ids == self.placeholder_id)
+        mask = np.zeros(filled.shape, dtype=bool)
+        mask[:, self._placeholder_columns] = True
+        return mask
 
     def _cut(self, row: list[int], limit: int) -> list[int]:
         if len(row) <= limit:
@@ -230,21 +285,6 @@ class PromptTokenizer:
             words.pop()
             row = self._tokenize([compose_prompt(self.template, " ".join(words))])[0]
         return row
-
-    # Tokens
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        # Special tokens spelled out by a user are split, as a second EOS would end the prompt early. Cutting is done
-        # here and not by the tokenizer, because cut rows are counted.
-        return self.tokenizer(
-            texts,
-            add_special_tokens=True,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            split_special_tokens=True,
-            verbose=False,
-        )["input_ids"]
 
     @staticmethod
     def _check_texts(texts: Sequence[str], name: str) -> list[str]:

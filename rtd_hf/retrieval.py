@@ -116,14 +116,14 @@ class ComposedImageRetriever:
         with evaluating(self.projection):
             words = self.projection(image_embeds.to(device))
 
-        def compose(batch: list[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {**self.prompts.compose(batch), "pseudo_words": words[rows.to(device)]}
+        def compose(batch: list[str], rows: torch.Tensor, packed: bool) -> dict:
+            return {**self.prompts.compose(batch, packed=packed), "pseudo_words": words[rows.to(device)]}
 
         return self._encode(texts, compose, text_encoder)
 
     def encode_texts(self, texts: Sequence[str | Sequence[str]], *, text_encoder=None) -> torch.Tensor:
         """Plain texts, no picture: `(N, D)`, L2-normalised, float32; several texts in an entry are averaged."""
-        return self._encode(texts, lambda batch, _: self.prompts.encode(batch), text_encoder)
+        return self._encode(texts, lambda batch, _, packed: self.prompts.encode(batch, packed=packed), text_encoder)
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str | Sequence[str]], make_batch: Callable, text_encoder=None) -> torch.Tensor:
@@ -137,11 +137,12 @@ class ComposedImageRetriever:
         flat = [text for entry in variants for text in entry]
         encoder = self.text_encoder if text_encoder is None else text_encoder
         device = next(encoder.parameters()).device
+        packed = getattr(encoder, "takes_packed_rows", False)
         order = torch.tensor(sorted(range(len(flat)), key=lambda i: len(flat[i])))
         embeds = []
         with evaluating(encoder):
             for at in order.split(self.batch_size):
-                batch = make_batch([flat[i] for i in at], rows[at])
+                batch = make_batch([flat[i] for i in at], rows[at], packed)
                 batch = {name: value.to(device) for name, value in batch.items()}
                 embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
         embeds = torch.cat(embeds)[order.argsort()]

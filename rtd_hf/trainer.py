@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from .anchors import AnchorStore
 from .contexts import evaluating
 from .data_collator import DataCollatorForRTD
 from .distributed import rank
@@ -43,11 +44,13 @@ class RTDTrainer(Trainer):
             all reporters know them.
         peft_config (`peft.PeftConfig`, *optional*): Trains adapters instead of all weights.
         data_collator (`Callable`, *optional*): [`DataCollatorForRTD`] with the projection's template by default.
+        anchors ([`AnchorStore`], *optional*): The captions' embeddings under `model` as it is passed in, computed
+            ahead by [`precompute_anchors`]. The frozen encoder is then neither run nor kept.
         **kwargs: Passed to [`~transformers.Trainer`].
 
     Raises:
         ValueError: If a data set lacks a column, the training set is smaller than one step's batch, the projection
-            does not fit the encoder, or one process is to drive several GPUs.
+            does not fit the encoder, `anchors` are another encoder's, or one process is to drive several GPUs.
         TypeError: If `args` are plain `TrainingArguments`, or `model` takes no pseudo-words.
         FloatingPointError: In training, as soon as the loss is not finite; and before weights that are not are saved.
     """
@@ -64,18 +67,21 @@ class RTDTrainer(Trainer):
         evaluators: Sequence[Callable[[nn.Module], Mapping[str, float]]] = (),
         peft_config=None,
         data_collator: Callable | None = None,
+        anchors: AnchorStore | None = None,
         **kwargs,
     ):
         if not isinstance(args, RTDTrainingArguments):
             raise TypeError(f"`args` must be `RTDTrainingArguments`, got {type(args).__name__}.")
         _check_fit(projection, model)
         _check_datasets(train_dataset, eval_dataset, args)
+        if anchors is not None:
+            anchors.check(model, processing_class, max_length=args.max_length)
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
         self.anchor_model = None
-        if not hasattr(model, "disable_adapter"):
+        if anchors is None and not hasattr(model, "disable_adapter"):
             self.anchor_model = copy.deepcopy(model).eval().requires_grad_(False)
         self.evaluators = tuple(evaluators)
         self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {m: defaultdict(list) for m in ("train", "eval")}
@@ -84,14 +90,7 @@ class RTDTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=data_collator
-            or DataCollatorForRTD(
-                processing_class,
-                projection.config.prompt_template,
-                max_length=args.max_length or model.config.max_position_embeddings,
-                refined_batch=args.refined_batch,
-                refined_concatenation=args.refined_concatenation,
-            ),
+            data_collator=data_collator or _collator_for(model, processing_class, projection, args, anchors),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -137,12 +136,14 @@ class RTDTrainer(Trainer):
 
         Args:
             model (`nn.Module`): The encoder in training.
-            inputs (`dict[str, torch.Tensor]`): A batch with `anchor_*` entries of `2B` rows.
+            inputs (`dict[str, torch.Tensor]`): A batch with `anchor_*` entries of `2B` rows, or with `anchors`.
             moving (`bool`, *optional*, defaults to `False`): Use the encoder in training, with gradient (ablation).
 
         Returns:
             `torch.Tensor` of shape `(2B, D)`, not normalised: the targets, then the references.
         """
+        if "anchors" in inputs and not moving:
+            return inputs["anchors"]
         batch = {name.removeprefix("anchor_"): value for name, value in inputs.items() if name.startswith("anchor_")}
         if moving:
             return model(**batch).text_embeds
@@ -150,7 +151,8 @@ class RTDTrainer(Trainer):
         if encoder is None:
             encoder = self.accelerator.unwrap_model(model)
             adapters_off = encoder.disable_adapter()
-        with torch.no_grad(), evaluating(encoder), adapters_off:
+        # accelerate puts the model in training under autocast; the frozen one runs at the same precision.
+        with torch.no_grad(), self.accelerator.autocast(), evaluating(encoder), adapters_off:
             return encoder(**batch).text_embeds
 
     def project_references(self, anchors: torch.Tensor) -> torch.Tensor:
@@ -178,6 +180,8 @@ class RTDTrainer(Trainer):
             `torch.Tensor` of shape `(2B, D)`: the composed prompts, then the bare ones (without the refined batch
             `(B, D)`: the composed ones).
         """
+        if "packed_rows" in inputs:
+            return model(packed_rows=inputs["packed_rows"], pseudo_words=words).text_embeds
         names = ("input_ids", "attention_mask", "position_ids", "pooling_positions")
         batch = {name: inputs[name] for name in names}
         if words is not None:
@@ -303,6 +307,33 @@ class RTDTrainer(Trainer):
         if self.anchor_model is None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
             export_text_encoder(self.accelerator.unwrap_model(self.model), folder, tokenizer=self.processing_class)
+
+
+def _collator_for(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    projection: ImageToWordProjection,
+    args: RTDTrainingArguments,
+    anchors: AnchorStore | None,
+) -> DataCollatorForRTD:
+    """The collator that lays a batch out as this model takes it."""
+    encoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    packing = args.packing and encoder.takes_packed_rows
+    if args.mini_batch_size and not packing:
+        raise ValueError("`mini_batch_size` needs packed rows, which this model does not take.")
+    return DataCollatorForRTD(
+        tokenizer,
+        projection.config.prompt_template,
+        max_length=args.max_length or model.config.max_position_embeddings,
+        refined_batch=args.refined_batch,
+        refined_concatenation=args.refined_concatenation,
+        packing=packing,
+        # A shared prefix is dropped out once; each row is to draw its own mask, as it does alone.
+        share_prefixes=not any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()),
+        mini_batch_size=args.mini_batch_size,
+        anchors=anchors,
+        anchor_tokens=anchors is None or not args.anchored,
+    )
 
 
 def _check_fit(projection: ImageToWordProjection, model: nn.Module) -> None:

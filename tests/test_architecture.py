@@ -21,9 +21,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
-    {"registry", "texts", "distributed", "similarity", "options", "images", "contexts"},
-    {"models", "projections", "prompts", "triplets", "losses", "metrics"},
-    {"shapes"},
+    {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts"},
+    {"similarity", "kernels", "prompts", "triplets"},
+    {"models", "projections", "losses", "metrics"},
+    {"shapes", "anchors"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics"},
     {"evaluator", "diagnostics", "hub", "model_card"},
     {"trainer"},
@@ -231,10 +232,10 @@ def test_other_hosts_cannot_be_reached():
 @pytest.mark.parametrize(
     ("file", "source", "fault"),
     [
-        ("losses.py", "from .trainer import RTDTrainer", "losses (layer 1) imports trainer (layer 5)"),
-        ("losses.py", "def f():\n    import rtd_hf.hub", "losses (layer 1) imports hub (layer 4)"),
-        ("models/clip.py", "from ..projections import base", "models (layer 1) imports projections (layer 1)"),
-        ("models/clip.py", "from .. import evaluator", "models (layer 1) imports evaluator (layer 4)"),
+        ("losses.py", "from .trainer import RTDTrainer", "losses (layer 2) imports trainer (layer 6)"),
+        ("losses.py", "def f():\n    import rtd_hf.hub", "losses (layer 2) imports hub (layer 5)"),
+        ("models/clip.py", "from ..projections import base", "models (layer 2) imports projections (layer 2)"),
+        ("models/clip.py", "from .. import evaluator", "models (layer 2) imports evaluator (layer 5)"),
         ("stray.py", "", "stray has no layer"),
         ("__init__.py", "from .hub import push", None),
         ("models/clip.py", "from .base import BACKBONES\nfrom ..registry import Registry\nimport torch", None),

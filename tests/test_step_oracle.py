@@ -180,9 +180,12 @@ def compare_gradients(ours, theirs):
 @pytest.mark.parametrize("loss_type", ["nt_xent", "info_nce"])
 @pytest.mark.parametrize("refined_batch", [True, False], ids=["two-prompts", "one-prompt"])
 @pytest.mark.parametrize("refined_concatenation", [True, False], ids=["pseudo-word", "literal"])
-def test_step_is_the_published_one(tmp_path, legacy_eos, loss_type, refined_batch, refined_concatenation):
+@pytest.mark.parametrize(
+    "layout", [{}, {"packing": False}, {"mini_batch_size": 3}], ids=["packed", "padded", "mini-batches"]
+)
+def test_step_is_the_published_one(tmp_path, legacy_eos, loss_type, refined_batch, refined_concatenation, layout):
     model = tiny_text_model(CLIPTextModelForRTD, legacy_eos=legacy_eos)
-    options = {"refined_batch": refined_batch, "refined_concatenation": refined_concatenation}
+    options = {"refined_batch": refined_batch, "refined_concatenation": refined_concatenation, **layout}
     compare(model, tiny_projection(), tiny_tokenizer(), TRIPLETS, tmp_path, loss_type=loss_type, **options)
 
 
@@ -196,6 +199,7 @@ def test_step_is_the_published_one(tmp_path, legacy_eos, loss_type, refined_batc
         {"mask_duplicates": True, "loss_type": "info_nce", "refined_batch": False},
         {"anchored": False},
         {"anchored": False, "refined_batch": False},
+        {"anchored": False, "packing": False},
     ],
     ids=str,
 )
@@ -211,14 +215,15 @@ def test_every_option_means_what_the_reference_does(tmp_path, options):
     assert abs(loss - default) > 1e-3  # or the option was not used on either side
 
 
-def test_template_with_the_caption_first_takes_two_rows(tmp_path):
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_template_with_the_caption_first_takes_two_rows(tmp_path, packing):
     projection = tiny_projection(prompt_template="{caption} in the photo of $")
     model, tokenizer = tiny_text_model(CLIPTextModelForRTD), tiny_tokenizer()
-    arguments = RTDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, noise_type="none")
+    arguments = RTDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, noise_type="none", packing=packing)
     trainer = RTDTrainer(model, arguments, projection=projection, processing_class=tokenizer)
     triplets = tiny_triplets(4)
     batch = trainer.data_collator(triplets)
-    assert len(batch["input_ids"]) == 8
+    assert len(batch["packed_rows"][0].ends if packing else batch["input_ids"]) == 8
     _, outputs = trainer.compute_loss(model, batch, return_outputs=True)
     texts = [f"{row['conditioning_caption']} in the photo of $" for row in triplets] + ["in the photo of $"] * 4
     stock = model.to_stock()

@@ -37,6 +37,8 @@ ADDED = {
     "noise_scale": 0.5,
     "noise_type": "scaled_gaussian",
     "max_length": None,
+    "packing": True,
+    "mini_batch_size": None,
 }
 
 

@@ -2,14 +2,16 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import can_return_tuple
 
+from ..packing import PackedRows
 from ..registry import Registry
 
 
@@ -31,6 +33,7 @@ class PseudoWordMixin:
 
     Class attributes:
         stock_class (`type`): The class that is saved and that users load.
+        output_class (`type`): What its forward returns.
         vision_class (`type`): The stock vision encoder with projection that belongs to it.
         placeholder_token (`str`): The ordinary token whose embedding is replaced.
         padding (`str`): `"longest"` where trailing padding cannot reach the pooled positions, else `"max_length"`.
@@ -38,26 +41,33 @@ class PseudoWordMixin:
     """
 
     stock_class: ClassVar[type]
+    output_class: ClassVar[type]
     vision_class: ClassVar[type]
     placeholder_token: ClassVar[str] = "$"
     padding: ClassVar[str] = "longest"
     lora_target_modules: ClassVar[tuple[str, ...]]
 
+    @property
+    def takes_packed_rows(self) -> bool:
+        """Whether this model has a packed form of its forward that equals the stock one."""
+        return False
+
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         pseudo_words: torch.Tensor | None = None,
         placeholder_mask: torch.Tensor | None = None,
         pooling_positions: torch.Tensor | None = None,
+        packed_rows: PackedRows | Sequence[PackedRows] | None = None,
         **kwargs: Any,
     ):
         """
         The stock forward, with pseudo-words in place of placeholders and several prompts in one row.
 
-        Without the last three arguments it is the stock model, except that a row without EOS is refused.
+        Without the last four arguments it is the stock model, except that a row without EOS is refused.
 
         Args:
             input_ids (`torch.Tensor` of shape `(R, L)`): Token ids.
@@ -71,11 +81,17 @@ class PseudoWordMixin:
             pooling_positions (`torch.Tensor` of shape `(R, P)`, *optional*):
                 Positions pooled in each row. One that is not the row's last is hidden from the later tokens, so that
                 a row may carry a prompt and its own prefix. By default the first EOS of each row.
+            packed_rows ([`PackedRows`] or a sequence of them, *optional*):
+                The rows without padding, instead of `input_ids` and all that belongs to it; the same embeddings in a
+                fraction of the time. Of several, each is encoded for itself and, where gradients are asked for, once
+                more in the backward pass, so that only one is in memory at a time (gradient caching: Gao et al.,
+                [arXiv:2101.06983](https://huggingface.co/papers/2101.06983)); dropout draws the same again.
             kwargs: Passed to the stock forward.
 
         Returns:
             The stock output class. `text_embeds` has shape `(R, D)`, or `(P * R, D)` with `pooling_positions`: first
-            all rows pooled at column 0, then all rows pooled at column 1.
+            all rows pooled at column 0, then all rows pooled at column 1. With `packed_rows` it is all there is, the P
+            prompts in the same order.
 
         Raises:
             ValueError: the pseudo-words do not match the placeholders in number or width, one is given without the
@@ -87,6 +103,10 @@ class PseudoWordMixin:
             raise ValueError(
                 "`inputs_embeds` is not supported. Give `input_ids`, with `pseudo_words` for single words."
             )
+        if packed_rows is not None:
+            return self._forward_packed(packed_rows, pseudo_words)
+        if input_ids is None:
+            raise ValueError("The model needs `input_ids` or `packed_rows`, got neither.")
         words = self._check_pseudo_words(input_ids, pseudo_words, placeholder_mask)
         if pooling_positions is not None:
             attention_mask = self._mask_for(input_ids, attention_mask, pooling_positions)
@@ -102,6 +122,40 @@ class PseudoWordMixin:
         else:
             output.text_embeds = self._project(self._pool(output.last_hidden_state, pooling_positions))
         return output
+
+    # Packed rows
+
+    def _forward_packed(self, packed_rows: PackedRows | Sequence[PackedRows], words: torch.Tensor | None):
+        if not self.takes_packed_rows:
+            raise ValueError(f"This {type(self).__name__} takes no `packed_rows`. Give padded `input_ids`.")
+        chunks = [packed_rows] if isinstance(packed_rows, PackedRows) else list(packed_rows)
+        numbers = [rows.num_words for rows in chunks]
+        parts: Sequence[torch.Tensor | None] = [None] * len(chunks)
+        if words is not None or sum(numbers):
+            width = self.config.hidden_size
+            came = None if words is None else tuple(words.shape)
+            if words is None or words.shape[-1] != width or words.numel() != sum(numbers) * width:
+                raise ValueError(
+                    f"`packed_rows` needs {sum(numbers)} `pseudo_words` of width {width}, the width of the text "
+                    f"encoder's token embeddings, got shape {came}. Use a projection made for this text encoder, and "
+                    f"the rows that were packed for these words."
+                )
+            parts = words.reshape(-1, width).split(numbers)
+        recompute = len(chunks) > 1 and torch.is_grad_enabled()
+        embeds = []
+        for rows, part in zip(chunks, parts, strict=True):
+
+            def encode(input_ids: torch.Tensor, rows=rows, part=part) -> torch.Tensor:
+                return self._encode_packed(rows, part)[rows.prompt_rows]
+
+            # The argument is a tensor so that `checkpoint` knows the device whose random state dropout draws from.
+            ids = rows.input_ids
+            embeds.append(checkpoint(encode, ids, use_reentrant=False) if recompute else encode(ids))
+        return self.output_class(text_embeds=torch.cat(embeds, dim=1).flatten(0, 1))
+
+    def _encode_packed(self, rows: PackedRows, words: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings `(R, D)` of the distinct rows, not normalised; `words` are `(num_words, H)`."""
+        raise NotImplementedError
 
     # Injection
 
