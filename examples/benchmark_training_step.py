@@ -155,9 +155,9 @@ def build(args: BenchmarkArguments):
     return CLIPTextModelForRTD(config).train(), ImageToWordProjection.build("lincir", width), tokenizer
 
 
-def gradients(model) -> dict:
-    """Copies of the gradients, without the key biases: theirs is zero in truth, and only rounding otherwise."""
-    return {name: p.grad.clone() for name, p in model.named_parameters() if not name.endswith("k_proj.bias")}
+def gradients(model):
+    """Names and gradients, without the key biases: theirs is zero in truth, and only rounding otherwise."""
+    return ((name, p.grad) for name, p in model.named_parameters() if not name.endswith("k_proj.bias"))
 
 
 def flops_that_count(batch: dict, model) -> float:
@@ -304,12 +304,13 @@ class Benchmark:
             with precision:
                 loss = loss_of(self.batches[0])
             loss.backward()
-            value, grads = loss.item(), gradients(self.model)
-            reference = reference or (value, grads)
+            if reference is None:
+                reference = loss.item(), {key: grad.clone() for key, grad in gradients(self.model)}
+            value, grads = reference
             differences[name] = {
-                "loss_difference": abs(value - reference[0]) / abs(reference[0]),
+                "loss_difference": abs(loss.item() - value) / abs(value),
                 "gradient_difference": max(
-                    ((grads[key] - grad).norm() / grad.norm()).item() for key, grad in reference[1].items()
+                    ((grad - grads[key]).norm() / grads[key].norm()).item() for key, grad in gradients(self.model)
                 ),
             }
         self.model.zero_grad()

@@ -590,7 +590,7 @@ def test_checkpointed_activations_and_bf16_train(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- several processes
-def train_for_processes(folder, batch_size, *, lora):
+def train_for_processes(folder, batch_size, *, lora, **options):
     """Four AdamW steps over rows in their order; returns the weights and the losses of every step."""
     torch.manual_seed(7)
     trainer = make_trainer(
@@ -604,6 +604,7 @@ def train_for_processes(folder, batch_size, *, lora):
         eval_dataset=tiny_triplets(6),
         per_device_eval_batch_size=2,
         evaluators=[lambda model: {"scale": plain_embeds(model).norm().item()}],
+        **options,
     )
     start = weights_of(trainer.model)
     trainer.train()
@@ -615,9 +616,11 @@ def train_for_processes(folder, batch_size, *, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mini_batches", [False, True], ids=["whole", "mini-batches"])
 @LORA_KINDS
-def test_two_processes_are_one_with_the_whole_batch(tmp_path, lora):
-    run_on_processes(2, Path(__file__), str(tmp_path), *(["lora"] if lora else []))
+def test_two_processes_are_one_with_the_whole_batch(tmp_path, lora, mini_batches):
+    kinds = [name for name, chosen in (("lora", lora), ("mini-batches", mini_batches)) if chosen]
+    run_on_processes(2, Path(__file__), str(tmp_path), *kinds)
     halves = [torch.load(tmp_path / f"rank{number}.pt") for number in range(2)]
     assert all(half["world_size"] == 2 for half in halves)
     whole = train_for_processes(tmp_path / "whole", 6, lora=lora)
@@ -638,7 +641,8 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path, lora):
 
 def main(folder, *kind):
     """What each process of the test above runs."""
-    found = train_for_processes(Path(folder) / "halves", 3, lora="lora" in kind)
+    options = {"mini_batch_size": 2} if "mini-batches" in kind else {}
+    found = train_for_processes(Path(folder) / "halves", 3, lora="lora" in kind, **options)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.save({**found, "world_size": world_size}, Path(folder) / f"rank{rank}.pt")
     leave()

@@ -78,10 +78,10 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
 
     def _encode_packed(self, rows: PackedRows, words: torch.Tensor | None) -> torch.Tensor:
         text = self.text_model
-        states = text.embeddings.token_embedding(rows.input_ids)
-        if words is not None:
-            states = states.index_copy(0, rows.word_nodes, words[rows.word_indices].to(states.dtype))
-        states = states + text.embeddings.position_embedding(rows.position_ids)
+        placeholders = torch.zeros_like(rows.input_ids, dtype=torch.bool).index_fill_(0, rows.word_nodes, True)
+        # As N rows of one token: the stock embedding holds a row of more than 77 for too long.
+        with self._injected(None if words is None else words[rows.word_indices], placeholders[:, None]):
+            states = text.embeddings(rows.input_ids[:, None], rows.position_ids[:, None]).squeeze(1)
         *layers, last = text.encoder.layers
         for layer in layers:
             states = layer(states, None, rows)
