@@ -14,16 +14,17 @@ On a GPU, `--train_steps 2000` also times a whole training.
 
 import json
 import platform
-import random
 import statistics
 import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from utils.arguments import one_screen_errors
+from utils.plain_step import CONTEXT, PlainStep, draw_triplets
 
 
 SIZES = {  # hidden size, layers, heads; the projection is as wide as the hidden size
@@ -32,12 +33,6 @@ SIZES = {  # hidden size, layers, heads; the projection is as wide as the hidden
     "l14": (768, 12, 12),
     "bigg14": (1280, 32, 20),
 }
-CONTEXT = 77
-# How many of a thousand COCO val2017 captions have so many CLIP tokens, BOS and EOS included (mean 13.5) ...
-CAPTION_LENGTHS = {9: 4, 10: 41, 11: 147, 12: 196, 13: 194, 14: 152, 15: 100, 16: 64, 17: 37, 18: 22, 19: 14, 20: 9}
-CAPTION_LENGTHS |= {21: 6, 22: 4, 23: 2, 24: 2, 25: 1, 26: 1, 27: 1, 28: 1, 29: 1}
-# ... and how many of a hundred conditioning texts, without BOS and EOS (mean 9.0; CIRCO's 10.6, FashionIQ's 5.7).
-CONDITIONING_LENGTHS = {4: 3, 5: 7, 6: 10, 7: 13, 8: 14, 9: 14, 10: 12, 11: 9, 12: 7, 13: 5, 14: 3, 15: 2, 17: 1}
 
 
 @dataclass
@@ -59,75 +54,6 @@ class BenchmarkArguments:
     workers: int = field(default=4, metadata={"help": "Processes that collate during `--train_steps`."})
     seed: int = field(default=0, metadata={"help": "Draws weights and texts."})
     output_json: str | None = field(default=None, metadata={"help": "Also write the figures to this file."})
-
-
-def nt_xent(queries, anchors, temperature: float):
-    """NT-Xent over 2N joint vectors as a formula: mean of -log(exp(s_kp) / sum of exp(s_kl), l not k)."""
-    import torch
-
-    joint = torch.nn.functional.normalize(torch.cat([anchors, queries]).float(), dim=-1)
-    scores = (joint @ joint.T / temperature).exp()
-    number = len(queries)
-    partner = torch.cat([scores.diagonal(number), scores.diagonal(-number)])
-    return -(partner / (scores.sum(1) - scores.diagonal())).log().mean()
-
-
-class PlainStep:
-    """The published arithmetic: 77 tokens everywhere, two sequences a triplet, three frozen passes."""
-
-    def __init__(self, model, frozen, projection, tokenizer, temperature: float):
-        self.model, self.frozen, self.projection = model, frozen, projection
-        self.tokenizer, self.temperature = tokenizer, temperature
-        self.placeholder = tokenizer("$", add_special_tokens=False)["input_ids"][0]
-
-    def tokens(self, texts: list[str]):
-        options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
-        return self.tokenizer(texts, **options)["input_ids"].to(self.model.device)
-
-    def loss(self, rows: list[dict]):
-        import torch
-
-        composed = self.tokens([f"a photo of $ that {row['conditioning_caption']}" for row in rows])
-        bare = self.tokens(["a photo of $"] * len(rows))
-        targets = self.tokens([row["target_caption"] for row in rows])
-        references = self.tokens([row["reference_caption"] for row in rows])
-        with torch.no_grad():
-            anchors = self.frozen(input_ids=torch.cat([targets, references])).text_embeds
-            words = self.projection.project_text(self.frozen(input_ids=references).text_embeds.float())
-        prompts, words = torch.cat([composed, bare]), torch.cat([words, words])
-        at = prompts == self.placeholder
-
-        def put_words_in(module, args, embeds):
-            return torch.where(at[..., None], words.to(embeds.dtype), embeds)
-
-        hook = self.model.get_input_embeddings().register_forward_hook(put_words_in)
-        try:
-            queries = self.model(input_ids=prompts).text_embeds
-        finally:
-            hook.remove()
-        return nt_xent(queries, anchors, self.temperature)
-
-
-def draw_triplets(number: int, tokenizer, seed: int) -> list[dict]:
-    """Random words of one token each, as many as real texts have; a target is its reference with one word replaced."""
-    from rtd_hf.shapes.clip import world_texts
-
-    words = sorted({word for text in world_texts(500, seed=0) for word in text.split()} - {"$"})
-    words = [word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]
-    rng = random.Random(seed)
-
-    def lengths(weights: dict[int, int]) -> list[int]:
-        return rng.choices(list(weights), weights.values(), k=number)
-
-    triplets = []
-    for caption, conditioning in zip(lengths(CAPTION_LENGTHS), lengths(CONDITIONING_LENGTHS), strict=True):
-        reference = rng.choices(words, k=caption - 2)
-        target = list(reference)
-        target[rng.randrange(len(target))] = rng.choice(words)
-        texts = (reference, rng.choices(words, k=conditioning), target)
-        names = ("reference_caption", "conditioning_caption", "target_caption")
-        triplets.append({name: " ".join(text) for name, text in zip(names, texts, strict=True)})
-    return triplets
 
 
 def build(args: BenchmarkArguments):
@@ -266,9 +192,15 @@ class Benchmark:
             "packed, anchors ahead": {"packing": True, "anchors": store},
         }
         self.collators = {name: DataCollatorForRTD(self.tokenizer, **kind) for name, kind in collators.items()}
-        half = torch.autocast(self.device.type, torch.bfloat16)
-        self.variants = {"plain step, fp32": (self.plain.loss, nullcontext())}
-        self.variants |= {f"{name}, fp32": (self.ours(name), nullcontext()) for name in collators}
+
+        def half():
+            return torch.autocast(self.device.type, torch.bfloat16)
+
+        self.variants = {"plain step, fp32": (self.plain.loss, nullcontext)}
+        self.variants |= {f"{name}, fp32": (self.ours(name), nullcontext) for name in collators}
+        if self.device.type == "cpu":
+            blas = partial(torch.backends.mkldnn.flags, enabled=False)
+            self.variants["packed, torch's own linear layers, fp32"] = (self.ours("packed"), blas)
         self.variants["plain step, bf16 autocast"] = (self.plain.loss, half)
         for name in ("packed", "packed, mini-batches", "packed, anchors ahead"):
             self.variants[f"{name}, bf16 autocast"] = (self.ours(name), half)
@@ -297,13 +229,20 @@ class Benchmark:
         }
 
     def compare(self) -> dict[str, dict]:
-        """Loss and gradients of every variant against those of the plain step."""
+        """Loss and gradients of every variant against those of the first one; what does not fit is left out."""
+        import torch
+
         reference, differences = None, {}
         for name, (loss_of, precision) in self.variants.items():
             self.model.zero_grad()
-            with precision:
-                loss = loss_of(self.batches[0])
-            loss.backward()
+            try:
+                with precision():
+                    loss = loss_of(self.batches[0])
+                loss.backward()
+            except torch.OutOfMemoryError:
+                sys.stdout.write(f"{name}: the card has not enough memory for {self.args.batch_size} triplets\n")
+                torch.cuda.empty_cache()
+                continue
             if reference is None:
                 reference = loss.item(), {key: grad.clone() for key, grad in gradients(self.model)}
             value, grads = reference
@@ -332,7 +271,7 @@ class Benchmark:
         )
 
         def step(number: int) -> None:
-            with precision:
+            with precision():
                 value = loss_of(self.batches[number % len(self.batches)])
             optimizer.zero_grad()
             value.backward()
@@ -428,6 +367,7 @@ def main(args: BenchmarkArguments) -> None:
         for name, line in results.items():
             if name.startswith("packed"):
                 kind = name.split(", fp32")[0].split(", bf16")[0].replace(", compiled", "")
+                kind = kind.replace(", torch's own linear layers", "")
                 line["flops"] = flops_that_count(bench.collators[kind](bench.batches[0]), model)
                 rate = rates["bfloat16" if "bf16" in name else "float32"]
                 line["share_of_matmul_rate"] = line["flops"] / line["seconds"] / rate
@@ -451,7 +391,9 @@ def main(args: BenchmarkArguments) -> None:
             "variants": results,
         }
         if args.train_steps:
-            report["training"] = bench.train()
+            training = report["training"] = bench.train()
+            rate = rates["bfloat16" if device.type == "cuda" else "float32"]
+            training["share_of_matmul_rate"] = training["flops_per_second"] / rate
     shares = {name: round(line["share_of_matmul_rate"], 3) for name, line in results.items() if "flops" in line}
     report["share_of_matmul_rate"] = shares
     for name in (

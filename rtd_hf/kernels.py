@@ -3,6 +3,7 @@
 Figures: ViT-L/14's text tower, 48 triplets, float32, two cores of an AMD EPYC with AVX-512, torch 2.13, unless said.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
@@ -19,6 +20,9 @@ from .packing import PackedRows, pack_rows
 
 logger = logging.get_logger(__name__)
 
+# Multiplications of one product. oneDNN prepares itself for each number of rows it has not met, half a millisecond a
+# product; measured, it is ahead from 2^25 to 2^26 on.
+_ONEDNN_FROM = 2**26
 
 # Attention over packed rows
 
@@ -72,7 +76,7 @@ def padded_attention(
         k = gather_nodes(key, group.keys).view(shape).transpose(1, 2)
         v = gather_nodes(value, group.keys).view(shape).transpose(1, 2)
         scores = (q * shape[-1] ** -0.5) @ k.transpose(-1, -2) + group.mask[:, None]
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
         outputs.append((weights @ v).transpose(1, 2).reshape(-1, query.shape[-1]))
     return torch.cat(outputs).index_select(0, places)
 
@@ -115,27 +119,32 @@ def varlen_attention(
 @cache
 def _varlen_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether this build and card have it, and whether it means by a row with a shared prefix what we mean."""
+    # In a thread of its own: the first call may come in inference mode, under autocast, or while a checkpoint counts
+    # the tensors that are saved for the backward pass.
+    with ThreadPoolExecutor(1) as threads:
+        fault = threads.submit(_fault_of_varlen, device, dtype, head_width).result()
+    if fault:
+        logger.warning_once(f"Attention runs in its padded form: {fault}")
+    return not fault
+
+
+def _fault_of_varlen(device: torch.device, dtype: torch.dtype, head_width: int) -> str:
     rows = pack_rows(np.array([[1, 2, 3, 4, 9], [1, 2, 3, 9, 0], [1, 5, 9, 0, 0]]), np.array([5, 4, 3])).to(device)
     values = torch.arange(3 * rows.num_nodes * head_width, device=device).sin().view(3, rows.num_nodes, head_width)
+    results = []
     try:
-        results = []
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            for attention in (varlen_attention, padded_attention):
-                inputs = [part.to(dtype).requires_grad_() for part in values]
-                output = attention(*inputs, rows, num_heads=1)
-                results.append([output, *torch.autograd.grad((output * output.detach().cos()).sum(), inputs)])
-        worst = max((one - two).abs().max().item() for one, two in zip(*results, strict=True))
+        for attention in (varlen_attention, padded_attention):
+            inputs = [part.to(dtype).requires_grad_() for part in values]
+            output = attention(*inputs, rows, num_heads=1)
+            results.append([output, *torch.autograd.grad((output * output.detach().cos()).sum(), inputs)])
     except (ImportError, RuntimeError, TypeError, NotImplementedError) as error:
-        logger.warning_once(f"Attention runs in its padded form: `torch.nn.attention.varlen` does not run: {error}")
-        return False
-    if not worst < 0.05:
-        logger.warning_once(f"Attention runs in its padded form: `torch.nn.attention.varlen` is {worst:.2g} off.")
-        return False
-    return True
+        return f"`torch.nn.attention.varlen` does not run here: {error}"
+    worst = max((one - two).abs().max().item() for one, two in zip(*results, strict=True))
+    return "" if worst < 0.05 else f"`torch.nn.attention.varlen` is {worst:.2g} off."
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of a matrix, some of them often; their gradients are summed in float32, of hundreds of addends."""
+    """Rows of a matrix, some of them often; their gradients, of many addends, are summed in float32 or better."""
 
     @staticmethod
     def forward(ctx, matrix: Tensor, index: Tensor) -> Tensor:
@@ -147,13 +156,14 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        total = torch.zeros(ctx.num_rows, grad.shape[1], dtype=torch.float32, device=grad.device)
-        return total.index_add_(0, index, grad.float()).to(grad.dtype), None
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(ctx.num_rows, grad.shape[1], dtype=exact, device=grad.device)
+        return total.index_add_(0, index, grad.to(exact)).to(grad.dtype), None
 
 
 def gather_nodes(matrix: Tensor, index: Tensor) -> Tensor:
     """
-    `matrix[index]` whose gradient is summed in float32: half precision loses it where a node is on many paths.
+    `matrix[index]`, whose gradient is summed in float32 or better: half precision loses it on many paths.
 
     Args:
         matrix (`torch.Tensor` of shape `(N, H)`): One line a node.
@@ -195,10 +205,10 @@ def _onednn_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 class _OneDNNLinears(TorchFunctionMode):
-    """Sends `torch.nn.functional.linear` to oneDNN, inside adapters too, where the operands are plain float32."""
+    """Sends `torch.nn.functional.linear` to oneDNN, inside adapters too, where it is plain float32 and large."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.linear and not kwargs and all(_is_plain(operand) for operand in args):
+        if function is F.linear and not kwargs and all(_is_plain(operand) for operand in args) and _is_large(*args):
             return _OneDNNLinear.apply(*args, *[None] * (3 - len(args)))
         return function(*args, **(kwargs or {}))
 
@@ -212,6 +222,10 @@ def _is_plain(operand: Tensor | None) -> bool:
     )
 
 
+def _is_large(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return weight.ndim == 2 and inputs.numel() * weight.shape[0] >= _ONEDNN_FROM
+
+
 @cache
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -223,7 +237,8 @@ def fast_linears(like: Tensor) -> AbstractContextManager:
 
     The arithmetic is the same, float32 throughout. `torch`'s x86 wheels carry MKL, which leaves the AVX-512 of AMD's
     processors unused: 210 GFLOP/s against 440 of oneDNN's, and half the time of a step. (Not measured on Intel's.) It
-    does nothing on a GPU, under autocast, or while a graph is compiled.
+    does nothing for small products, on a GPU, under autocast, while a graph is compiled, or within
+    `torch.backends.mkldnn.flags(enabled=False)`, which gives the plain form.
 
     Args:
         like (`torch.Tensor`): What is about to be multiplied.
@@ -232,4 +247,4 @@ def fast_linears(like: Tensor) -> AbstractContextManager:
         A context manager.
     """
     plain = _is_plain(like) and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return _OneDNNLinears() if plain and _has_onednn() else nullcontext()
+    return _OneDNNLinears() if plain and torch.backends.mkldnn.enabled and _has_onednn() else nullcontext()

@@ -38,7 +38,7 @@ class PaddedGroup(NamedTuple):
     key_length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedRows:
     """
     The tree of prefixes of `P * B` token rows: N nodes, R distinct rows.
@@ -107,12 +107,14 @@ class PackedRows:
     @cached_property
     def groups(self) -> tuple[list[PaddedGroup], Tensor]:
         """Rows by length, and the place `(N,)` of every node in the groups' queries, laid end to end."""
-        return _padded_groups(self, only_ends=False)
+        with torch.inference_mode(False):  # they are kept, perhaps for a training
+            return _padded_groups(self, only_ends=False)
 
     @cached_property
     def end_groups(self) -> tuple[list[PaddedGroup], Tensor]:
         """The same with every row's last node as its only query; the places are `(R,)`."""
-        return _padded_groups(self, only_ends=True)
+        with torch.inference_mode(False):
+            return _padded_groups(self, only_ends=True)
 
 
 def pack_rows(
@@ -143,6 +145,7 @@ def pack_rows(
     columns = np.arange(tokens.shape[1])
     keys = np.where(columns < lengths[:, None], tokens, -1)
     if words is not None:
+        words = words.astype(np.int64, copy=False)
         keys = np.where(words >= 0, words + (1 << 32), keys)
     if share_prefixes:
         order = np.lexsort(keys.T[::-1])

@@ -42,7 +42,7 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self._words: dict[str, list[int]] = {}
         self._start, self._end = self._frame()
-        self.by_words = all(self._join(text) == self.whole([text])[0] for text in _PROBES)
+        self.by_words = self._added_are_words() and all(self._join(text) == self.whole([text])[0] for text in _PROBES)
         self._words.clear()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,6 +86,11 @@ class TextTokenizer:
         empty, word = self.whole(["", "a"])
         start = next((i for i, (one, other) in enumerate(zip(empty, word, strict=False)) if one != other), len(empty))
         return empty[:start], empty[start:]
+
+    def _added_are_words(self) -> bool:
+        """Whether no token of several words was added; special ones, once spelled out, are ordinary text."""
+        special = set(self.tokenizer.all_special_tokens)
+        return not any(len(text.split()) > 1 for text in set(self.tokenizer.get_added_vocab()) - special)
 
     def _learn(self, word: str) -> list[int]:
         row = self.whole([word])[0]

@@ -260,7 +260,8 @@ def test_the_gradient_of_float64_lines_is_not_rounded():
 
 @pytest.fixture
 def products(monkeypatch):
-    """The threads in which oneDNN was asked for a product, one entry a product."""
+    """The threads in which oneDNN was asked for a product, one entry a product; it is for small ones too."""
+    monkeypatch.setattr(kernels, "_ONEDNN_FROM", 0)
     threads, product = [], kernels._onednn_product
 
     def counted(*operands):
@@ -314,6 +315,18 @@ def test_only_the_gradients_that_are_wanted_are_computed(wanted, products):
 
 
 @needs_onednn
+@needs_onednn
+def test_small_products_are_left_to_torch(products, monkeypatch):
+    monkeypatch.setattr(kernels, "_ONEDNN_FROM", 4 * 8 * 6)
+    with fast_linears(torch.zeros(1)):
+        F.linear(*operands(3))
+        assert len(products) == 0
+        F.linear(*operands(4))
+        assert len(products) == 1
+        F.linear(*operands(2, 2))
+        assert len(products) == 2
+
+
 def test_none_for_a_bias_is_none():
     inputs, weight = operands(5, bias=False)
     with fast_linears(inputs):

@@ -129,6 +129,8 @@ class PseudoWordMixin:
         if not self.takes_packed_rows:
             raise ValueError(f"This {type(self).__name__} takes no `packed_rows`. Give padded `input_ids`.")
         chunks = [packed_rows] if isinstance(packed_rows, PackedRows) else list(packed_rows)
+        if not chunks:
+            raise ValueError("`packed_rows` is empty. Give at least one.")
         numbers = [rows.num_words for rows in chunks]
         parts: Sequence[torch.Tensor | None] = [None] * len(chunks)
         if words is not None or sum(numbers):

@@ -70,6 +70,12 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
         for layer in self.text_model.encoder.layers:
             # Of the same parameters: built as the stock layer, it learns one more way to be called.
             layer.__class__ = PackedCLIPEncoderLayer
+        # By these names FSDP finds the layers to shard and `device_map` those to keep whole.
+        for module in (self, self.text_model):
+            renamed = {CLIPEncoderLayer.__name__: PackedCLIPEncoderLayer.__name__}
+            module._no_split_modules = type(module._no_split_modules)(
+                renamed.get(name, name) for name in module._no_split_modules
+            )
 
     @property
     def takes_packed_rows(self) -> bool:
