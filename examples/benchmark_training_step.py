@@ -199,7 +199,7 @@ class Benchmark:
         self.variants = {"plain step, fp32": (self.plain.loss, nullcontext)}
         self.variants |= {f"{name}, fp32": (self.ours(name), nullcontext) for name in collators}
         if self.device.type == "cpu":
-            blas = partial(torch.backends.mkldnn.flags, enabled=False)
+            blas = partial(torch.backends.mkldnn.flags, enabled=False, allow_tf32=None)
             self.variants["packed, torch's own linear layers, fp32"] = (self.ours("packed"), blas)
         self.variants["plain step, bf16 autocast"] = (self.plain.loss, half)
         for name in ("packed", "packed, mini-batches", "packed, anchors ahead"):
