@@ -39,7 +39,9 @@ SIZES = {  # hidden size, layers, heads; the projection is as wide as the hidden
 class BenchmarkArguments:
     model: str = field(default="b32", metadata={"help": f"Size of the text encoder: {', '.join(SIZES)}."})
     batch_size: int = field(default=32, metadata={"help": "Triplets a step."})
-    repeats: int = field(default=5, metadata={"help": "Timed steps of each variant, after one that is not timed."})
+    repeats: int = field(
+        default=5, metadata={"help": "Timed steps of each variant, after one that is not timed; 0 times that one."}
+    )
     threads: int | None = field(default=None, metadata={"help": "CPU threads; all by default."})
     mini_batch_size: int | None = field(
         default=None,
@@ -120,13 +122,14 @@ def matmul_rate(device, dtype) -> float:
 
 
 def timed(step, repeats: int, device) -> list[float]:
-    """Seconds of each of `repeats` steps, after one that is not counted."""
+    """Seconds of each of `repeats` steps, after one that is not counted unless it is the only one."""
     import torch
 
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    step(0)
     seconds = []
-    for number in range(1, repeats + 1):
+    if repeats:
+        step(0)
+    for number in range(1, repeats + 1) if repeats else range(1):
         wait()
         started = time.perf_counter()
         step(number)
@@ -182,14 +185,13 @@ class Benchmark:
         )
         triplets = draw_triplets(2 * args.batch_size, self.tokenizer, args.seed)
         self.batches = [triplets[: args.batch_size], triplets[args.batch_size :]]
-        store = precompute_anchors(triplets, self.trainer.anchor_model, self.tokenizer, f"{folder}/anchors")
         quarter = -(-args.batch_size // 4)
         collators = {
             "padded rows": {},
             "packed, no shared prefixes": {"packing": True, "share_prefixes": False},
             "packed": {"packing": True},
             "packed, mini-batches": {"packing": True, "mini_batch_size": args.mini_batch_size or quarter},
-            "packed, anchors ahead": {"packing": True, "anchors": store},
+            "packed, anchors ahead": {"packing": True},
         }
         self.collators = {name: DataCollatorForRTD(self.tokenizer, **kind) for name, kind in collators.items()}
 
@@ -215,6 +217,10 @@ class Benchmark:
         if not self.variants:
             raise ValueError(f"`--only` {args.only} is part of no variant's name.")
         self.compiled = False
+        if any("ahead" in name for name in self.variants):
+            store = precompute_anchors(triplets, self.trainer.anchor_model, self.tokenizer, f"{folder}/anchors")
+            ahead = DataCollatorForRTD(self.tokenizer, packing=True, anchors=store)
+            self.collators["packed, anchors ahead"] = ahead
 
     def ours(self, name: str):
         def loss(rows: list[dict]):
@@ -232,6 +238,8 @@ class Benchmark:
         """Loss and gradients of every variant against those of the first one; what does not fit is left out."""
         import torch
 
+        if len(self.variants) == 1:
+            return {name: {} for name in self.variants}
         reference, differences = None, {}
         for name, (loss_of, precision) in self.variants.items():
             self.model.zero_grad()
@@ -335,10 +343,12 @@ class Benchmark:
 
 def table_line(name: str, line: dict) -> str:
     memory = f"{line['peak_memory_bytes'] / 2**30:6.2f} GiB" if line["peak_memory_bytes"] else ""
+    differences = ""
+    if "loss_difference" in line:
+        differences = f"loss {line['loss_difference']:.0e}  gradient {line['gradient_difference']:.0e}"
     return (
         f"{name:<40} {line['seconds']:8.3f} s ({line['fastest']:.3f} to {line['slowest']:.3f}) "
-        f"{line['triplets_per_second']:9.1f} triplets/s  x {line['ratio']:6.2f}  {memory}  "
-        f"loss {line['loss_difference']:.0e}  gradient {line['gradient_difference']:.0e}\n"
+        f"{line['triplets_per_second']:9.1f} triplets/s  x {line['ratio']:6.2f}  {memory}  {differences}\n"
     )
 
 
