@@ -17,12 +17,27 @@ from rtd_hf.registry import RegistryError
 from rtd_hf.texts import check_template
 
 
-D, H = 24, 32
+D, H, W = 24, 32, 40
 EVERY_PROJECTION = pytest.mark.parametrize("name", list(PROJECTIONS))
 
 
 def linear(module, inputs):
     return inputs @ module.weight.T + module.bias
+
+
+def build(name, *widths, **options):
+    """As `ImageToWordProjection.build`; what reads patches is also told their width, which does not follow from D."""
+    if PROJECTIONS[name].needs_patches:
+        options["vision_hidden_size"] = W
+    return ImageToWordProjection.build(name, *widths, **options)
+
+
+def words_of(projection, embeds):
+    """Of a text's embeddings; where texts cannot stand for images, of images with these embeddings and contexts."""
+    if not projection.needs_patches:
+        return projection.project_text(embeds)
+    patches = torch.randn(embeds.shape[0], 7, W, generator=torch.Generator().manual_seed(0))
+    return projection(embeds, patches, embeds)
 
 
 def sizes(model):
@@ -34,14 +49,23 @@ def sizes(model):
 
 @EVERY_PROJECTION
 def test_image_and_text_embeddings_become_pseudo_words(name):
-    projection = ImageToWordProjection.build(name, D, H)
+    projection = build(name, D, H)
     assert isinstance(projection, PROJECTIONS[name]) and not projection.training
     embeds = torch.randn(5, D)
-    patches, context = torch.randn(5, 7, 40), torch.randn(5, D)
+    patches, context = torch.randn(5, 7, W), torch.randn(5, D)
     with torch.no_grad():
         words = projection(embeds, patch_embeds=patches, context_embeds=context)
-        from_text = projection.project_text(embeds)
-    assert words.shape == from_text.shape == (5, projection.config.num_pseudo_words, H)
+    most = projection.config.num_pseudo_words
+    assert words.shape == (5, most, H)
+    if projection.text_words == 0:
+        with pytest.raises(NotImplementedError, match=f"`{name}` .*no counterpart in a text"):
+            projection.project_text(embeds)
+    else:
+        assert projection.project_text(embeds).shape == (5, projection.text_words or most, H)
+    # Unused places are zero, and the template for the words there are has as many placeholders.
+    for number, row in zip(projection.count_words(words).tolist(), words, strict=True):
+        assert row[:number].any(dim=-1).all() and not row[number:].any()
+        assert check_template(projection.template_for(number)).count("$") == number
     assert words.dtype == torch.float32
     # Row by row, and dependent on the input.
     with torch.no_grad():
@@ -52,18 +76,19 @@ def test_image_and_text_embeddings_become_pseudo_words(name):
 
 @EVERY_PROJECTION
 def test_the_configuration_states_the_facts_of_the_projection(name):
-    config = ImageToWordProjection.build(name, D, H, base_model="openai/clip-vit-large-patch14").config
+    config = build(name, D, H, base_model="openai/clip-vit-large-patch14").config
     assert (config.projection_type, config.input_dim, config.output_dim) == (name, D, H)
     assert config.base_model == "openai/clip-vit-large-patch14"
     assert config.image_preprocess in ("clip", "targetpad")
     assert check_template(config.prompt_template) == config.prompt_template
-    assert config.prompt_template.count("$") == config.num_pseudo_words
-    assert ImageToWordProjection.build(name, D).config.output_dim == D
+    # The template is that of training, which has as many words as a text gives, where it gives any.
+    assert config.prompt_template.count("$") == (PROJECTIONS[name].text_words or config.num_pseudo_words)
+    assert build(name, D).config.output_dim == D
 
 
 @EVERY_PROJECTION
 def test_a_saved_projection_comes_back_as_its_class_with_its_weights(name, tmp_path):
-    projection = ImageToWordProjection.build(name, D, H, dropout=0.25)
+    projection = build(name, D, H, dropout=0.25)
     projection.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == projection.state_dict().keys()
     embeds = torch.randn(5, D)
@@ -71,7 +96,7 @@ def test_a_saved_projection_comes_back_as_its_class_with_its_weights(name, tmp_p
         loaded, report = loader.from_pretrained(tmp_path, output_loading_info=True)
         assert type(loaded) is PROJECTIONS[name] and not loaded.training
         assert not report["missing_keys"] and not report["unexpected_keys"]
-        assert torch.equal(loaded.project_text(embeds), projection.project_text(embeds))
+        assert torch.equal(words_of(loaded, embeds), words_of(projection, embeds))
         assert loaded.config.to_diff_dict().items() >= {"dropout": 0.25, "projection_type": name}.items()
     half = ImageToWordProjection.from_pretrained(str(tmp_path), dtype=torch.float16, dropout=0.75)
     assert half.dtype == torch.float16 and half.config.dropout == 0.75
@@ -79,21 +104,24 @@ def test_a_saved_projection_comes_back_as_its_class_with_its_weights(name, tmp_p
 
 @EVERY_PROJECTION
 def test_another_width_is_refused_with_both_widths(name):
-    projection = ImageToWordProjection.build(name, D, H, base_model="some/clip")
+    projection = build(name, D, H, base_model="some/clip")
     with pytest.raises(ValueError, match=f"are 25 wide, .*`{name}` projection takes `input_dim` {D}.*some/clip"):
-        projection.project_text(torch.randn(3, D + 1))
+        words_of(projection, torch.randn(3, D + 1))
     with pytest.raises(ValueError, match=r"shape \(batch, 24\), but have \(24,\)"):
-        projection.project_text(torch.randn(D))
+        words_of(projection, torch.randn(D))
 
 
 @EVERY_PROJECTION
 def test_dropout_acts_in_training_only_and_gradients_flow(name):
-    projection = ImageToWordProjection.build(name, D, H, dropout=0.5)
+    projection = build(name, D, H, dropout=0.5)
+    for parameter, tensor in projection.named_parameters():
+        if parameter.endswith("gate"):  # shut at first, so that what lies behind it has no gradient yet
+            tensor.data.fill_(0.5)
     embeds = torch.randn(4, D, requires_grad=True)
-    assert torch.equal(projection.project_text(embeds), projection.project_text(embeds))
+    assert torch.equal(words_of(projection, embeds), words_of(projection, embeds))
     projection.train()
-    assert not torch.equal(projection.project_text(embeds), projection.project_text(embeds))
-    projection.project_text(embeds).square().sum().backward()
+    assert not torch.equal(words_of(projection, embeds), words_of(projection, embeds))
+    words_of(projection, embeds).square().sum().backward()
     assert embeds.grad.abs().max() > 0
     assert all(parameter.grad.abs().max() > 0 for parameter in projection.parameters())
 
@@ -101,8 +129,8 @@ def test_dropout_acts_in_training_only_and_gradients_flow(name):
 @EVERY_PROJECTION
 def test_its_words_fit_the_text_encoder_it_is_built_for(name):
     config = tiny_text_model().config
-    projection = ImageToWordProjection.build(name, config.projection_dim, config.hidden_size)
-    assert projection(torch.randn(2, config.projection_dim)).shape[-1] == config.hidden_size
+    projection = build(name, config.projection_dim, config.hidden_size)
+    assert words_of(projection, torch.randn(2, config.projection_dim)).shape[-1] == config.hidden_size
 
 
 def test_a_half_precision_projection_takes_full_precision_embeddings():

@@ -1,0 +1,87 @@
+"""The configuration of image-to-word projections."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+IMAGE_PREPROCESSES = ("clip", "targetpad")
+
+
+def check_positive(**numbers: float):
+    """
+    Checks the counts and widths of a configuration.
+
+    Args:
+        numbers (`float`): What must be at least 1, by name.
+
+    Raises:
+        ValueError: one of them is less.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"`{name}` must be at least 1, but is {number}.")
+
+
+class ProjectionConfig(PreTrainedConfig):
+    """
+    Configuration of an image-to-word projection.
+
+    Args:
+        projection_type (`str`): Name in `PROJECTIONS`, such as `"lincir"`.
+        input_dim (`int`): Width D of the image embeddings (`projection_dim` of the CLIP model).
+        hidden_dim (`int`): Width of the hidden layers.
+        output_dim (`int`): Width H of the text encoder's token embeddings (`hidden_size` of the CLIP text model).
+        dropout (`float`): Dropout probability, active in training only.
+        num_pseudo_words (`int`): Pseudo-words K per image; where their number differs, the most there can be.
+        prompt_template (`str`): The template its authors compose queries with.
+        image_preprocess (`str`):
+            `"clip"` (resize the short side, crop the centre) or `"targetpad"` (pad to a ratio of 1.25 first).
+        base_model (`str`, *optional*): The CLIP checkpoint whose embeddings it was trained on.
+        vision_hidden_size (`int`, *optional*):
+            Width W of the vision encoder's tokens (`hidden_size` of the CLIP vision model), for projections that read
+            patches.
+
+    What one projection alone has to say stands in a subclass beside it, its `config_class`.
+
+    Raises:
+        ValueError: `image_preprocess` is unknown, or a width is not positive.
+    """
+
+    model_type = "rtd_projection"
+
+    def __init__(
+        self,
+        projection_type: str | None = None,
+        input_dim: int = 768,
+        hidden_dim: int = 3072,
+        output_dim: int = 768,
+        dropout: float = 0.0,
+        num_pseudo_words: int = 1,
+        prompt_template: str = "a photo of $ that {caption}",
+        image_preprocess: str = "clip",
+        base_model: str | None = None,
+        vision_hidden_size: int | None = None,
+        **kwargs: Any,
+    ):
+        if image_preprocess not in IMAGE_PREPROCESSES:
+            raise ValueError(
+                f"`image_preprocess` must be one of {', '.join(map(repr, IMAGE_PREPROCESSES))}, but is "
+                f"{image_preprocess!r}."
+            )
+        check_positive(
+            input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim, num_pseudo_words=num_pseudo_words
+        )
+        if vision_hidden_size is not None:
+            check_positive(vision_hidden_size=vision_hidden_size)
+        self.projection_type = projection_type
+        self.input_dim = input_dim
+        self.hidden_dim = hidden_dim
+        self.output_dim = output_dim
+        self.dropout = dropout
+        self.num_pseudo_words = num_pseudo_words
+        self.prompt_template = prompt_template
+        self.image_preprocess = image_preprocess
+        self.base_model = base_model
+        self.vision_hidden_size = vision_hidden_size
+        super().__init__(**kwargs)
