@@ -1,4 +1,4 @@
-"""The contract of image-to-word projections: configuration, loading, shapes."""
+"""The contract of image-to-word projections: building, loading, shapes."""
 
 import os
 from typing import Any, ClassVar
@@ -9,67 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ..registry import Registry
+from .configuration import ProjectionConfig
 
 
 PROJECTIONS = Registry("projection", "PROJECTIONS")
-
-IMAGE_PREPROCESSES = ("clip", "targetpad")
-
-
-class ProjectionConfig(PreTrainedConfig):
-    """
-    Configuration of an image-to-word projection.
-
-    Args:
-        projection_type (`str`): Name in `PROJECTIONS`, such as `"lincir"`.
-        input_dim (`int`): Width D of the image embeddings (`projection_dim` of the CLIP model).
-        hidden_dim (`int`): Width of the hidden layers.
-        output_dim (`int`): Width H of the text encoder's token embeddings (`hidden_size` of the CLIP text model).
-        dropout (`float`): Dropout probability, active in training only.
-        num_pseudo_words (`int`): Pseudo-words K per image.
-        prompt_template (`str`): The template its authors compose queries with.
-        image_preprocess (`str`):
-            `"clip"` (resize the short side, crop the centre) or `"targetpad"` (pad to a ratio of 1.25 first).
-        base_model (`str`, *optional*): The CLIP checkpoint whose embeddings it was trained on.
-
-    Raises:
-        ValueError: `image_preprocess` is unknown, or a width is not positive.
-    """
-
-    model_type = "rtd_projection"
-
-    def __init__(
-        self,
-        projection_type: str | None = None,
-        input_dim: int = 768,
-        hidden_dim: int = 3072,
-        output_dim: int = 768,
-        dropout: float = 0.0,
-        num_pseudo_words: int = 1,
-        prompt_template: str = "a photo of $ that {caption}",
-        image_preprocess: str = "clip",
-        base_model: str | None = None,
-        **kwargs: Any,
-    ):
-        if image_preprocess not in IMAGE_PREPROCESSES:
-            raise ValueError(
-                f"`image_preprocess` must be one of {', '.join(map(repr, IMAGE_PREPROCESSES))}, but is "
-                f"{image_preprocess!r}."
-            )
-        widths = {"input_dim": input_dim, "hidden_dim": hidden_dim, "output_dim": output_dim}
-        for name, width in {**widths, "num_pseudo_words": num_pseudo_words}.items():
-            if width < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {width}.")
-        self.projection_type = projection_type
-        self.input_dim = input_dim
-        self.hidden_dim = hidden_dim
-        self.output_dim = output_dim
-        self.dropout = dropout
-        self.num_pseudo_words = num_pseudo_words
-        self.prompt_template = prompt_template
-        self.image_preprocess = image_preprocess
-        self.base_model = base_model
-        super().__init__(**kwargs)
 
 
 class ImageToWordProjection(PreTrainedModel):
@@ -83,10 +26,17 @@ class ImageToWordProjection(PreTrainedModel):
     Class attributes:
         projection_type (`str`): Its name in `PROJECTIONS`.
         default_dropout (`float`): Dropout probability of the publication.
-        num_pseudo_words (`int`): Pseudo-words K per image.
+        num_pseudo_words (`int`): Pseudo-words K per image; where their number differs, the most there can be.
         prompt_template (`str`): Template its authors compose queries with.
         image_preprocess (`str`): Image preprocessing of the publication.
         needs_patches (`bool`): Whether `forward` needs `patch_embeds`.
+        needs_context (`bool`): Whether `forward` needs `context_embeds`.
+        text_words (`int`, *optional*):
+            Pseudo-words that `project_text` makes of a text, as many as `prompt_template` holds placeholders. `None`
+            means the K of an image, 0 that a text cannot stand for an image: `project_text` refuses.
+
+    An image always gets K places. A projection whose images have fewer words fills the first places and leaves the
+    others zero; `count_words` says how many are filled, and `template_for` gives the prompt that takes so many.
     """
 
     config_class = ProjectionConfig
@@ -99,8 +49,15 @@ class ImageToWordProjection(PreTrainedModel):
     prompt_template: ClassVar[str] = "a photo of $ that {caption}"
     image_preprocess: ClassVar[str] = "clip"
     needs_patches: ClassVar[bool] = False
+    needs_context: ClassVar[bool] = False
+    text_words: ClassVar[int | None] = None
 
     def __init__(self, config: ProjectionConfig):
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"`config` of a {type(self).__name__} must be a `{self.config_class.__name__}`, but is a "
+                f"`{type(config).__name__}`. Use `ImageToWordProjection.build`, or make one of that class."
+            )
         super().__init__(config)
         if config.projection_type is None:
             config.projection_type = self.projection_type  # or the saved folder could not be loaded
@@ -119,13 +76,16 @@ class ImageToWordProjection(PreTrainedModel):
             projection_type (`str`): Name in `PROJECTIONS`.
             projection_dim (`int`): Width D of the image embeddings, `projection_dim` of the CLIP configuration.
             hidden_size (`int`, *optional*): Width H of the token embeddings, `text_config.hidden_size`; D by default.
-            options: Further arguments of [`ProjectionConfig`], such as `dropout` or `base_model`.
+            options:
+                Further arguments of the projection's configuration, such as `dropout` or `base_model`. Projections
+                with `needs_patches` want `vision_hidden_size`, `vision_config.hidden_size`: it does not follow from D.
 
         Returns:
             [`ImageToWordProjection`]: of the registered subclass, in evaluation mode.
 
         Raises:
             RegistryError: `projection_type` is not registered.
+            ValueError: an option has an impossible value, or `vision_hidden_size` is missing.
         """
         subclass = PROJECTIONS[projection_type]
         facts = {
@@ -138,7 +98,7 @@ class ImageToWordProjection(PreTrainedModel):
             "prompt_template": subclass.prompt_template,
             "image_preprocess": subclass.image_preprocess,
         }
-        return subclass(ProjectionConfig(**{**facts, **options})).eval()
+        return subclass(subclass.config_class(**{**facts, **options})).eval()
 
     def forward(
         self,
@@ -154,34 +114,80 @@ class ImageToWordProjection(PreTrainedModel):
             patch_embeds (`torch.Tensor` of shape `(B, 1 + patches, W)`, *optional*):
                 Tokens of the last vision layer before the final layer norm; global projections ignore them.
             context_embeds (`torch.Tensor` of shape `(B, D)`, *optional*):
-                Text embeddings of the query's context; projections without context ignore them.
+                Text embeddings of the query's context, not normalised; projections without context ignore them.
 
         Returns:
-            `torch.Tensor` of shape `(B, K, H)`: pseudo-words, not normalised.
+            `torch.Tensor` of shape `(B, K, H)`: pseudo-words, not normalised; see the class for unused places.
 
         Raises:
-            ValueError: `image_embeds` is not `(B, D)`, or `patch_embeds` is missing where it is needed.
+            ValueError: an input has another shape, or is missing where it is needed.
         """
-        self._check_inputs(image_embeds, patch_embeds)
-        words = self.project(image_embeds.to(self.dtype), patch_embeds, context_embeds)
+        self._check_embeds(image_embeds)
+        self._check_patches(patch_embeds, len(image_embeds))
+        self._check_context(context_embeds, len(image_embeds))
+        # The towers may run in another precision than the projection.
+        inputs = (
+            None if embeds is None else embeds.to(self.dtype)
+            for embeds in (image_embeds, patch_embeds, context_embeds)
+        )
+        words = self.project(*inputs)
         return words.reshape(image_embeds.shape[0], self.config.num_pseudo_words, self.config.output_dim)
 
     def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
         """
         Turns text embeddings into pseudo-words, as text-only training does: they are taken for image embeddings.
 
-        Patch-based projections override it.
+        A text has no patches. Patch-based projections that make words without them override it; see `text_words`.
 
         Args:
             text_embeds (`torch.Tensor` of shape `(B, D)`): Projected text embeddings, not normalised.
 
         Returns:
-            `torch.Tensor` of shape `(B, K, H)`: pseudo-words.
+            `torch.Tensor` of shape `(B, K, H)`, or `(B, text_words, H)` where that is given: pseudo-words.
 
         Raises:
             ValueError: `text_embeds` is not `(B, D)`.
+            NotImplementedError: `text_words` is 0.
         """
+        if self.text_words == 0:
+            raise NotImplementedError(
+                f"The `{self.config.projection_type}` projection makes its pseudo-words from the patches of an image, "
+                f"which have no counterpart in a text. Train the text encoder with a projection of global embeddings "
+                f"of the same CLIP model, such as `lincir`, or without one; this projection then serves at inference."
+            )
         return self(text_embeds)
+
+    def count_words(self, words: torch.Tensor) -> torch.Tensor:
+        """
+        How many pseudo-words each image has.
+
+        Args:
+            words (`torch.Tensor` of shape `(B, K, H)`): What `forward` returned.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`, int64: K of every image, unless the projection says otherwise.
+        """
+        return torch.full((words.shape[0],), words.shape[1], device=words.device)
+
+    def template_for(self, num_words: int) -> str:
+        """
+        The prompt template with as many placeholders as an image has pseudo-words.
+
+        Args:
+            num_words (`int`): A number that `count_words` gave.
+
+        Returns:
+            `str`: for [`PromptTokenizer`]; `config.prompt_template`, unless the projection says otherwise.
+
+        Raises:
+            ValueError: the projection never gives an image so many words.
+        """
+        if num_words != self.config.num_pseudo_words:
+            raise ValueError(
+                f"`num_words` of a `{self.config.projection_type}` projection is always "
+                f"{self.config.num_pseudo_words}, but got {num_words}. Give a number that `count_words` returned."
+            )
+        return self.config.prompt_template
 
     def project(
         self,
@@ -192,22 +198,58 @@ class ImageToWordProjection(PreTrainedModel):
         """`(B, D)` to `(B, K * H)` or `(B, K, H)`; the one method a projection defines."""
         raise NotImplementedError(f"{type(self).__name__} must define `project`.")
 
-    def _check_inputs(self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor | None):
+    def _check_embeds(self, embeds: torch.Tensor):
         width = self.config.input_dim
-        if image_embeds.ndim != 2:
-            raise ValueError(f"The embeddings must have shape (batch, {width}), but have {tuple(image_embeds.shape)}.")
-        if image_embeds.shape[-1] != width:
+        if embeds.ndim != 2:
+            raise ValueError(f"The embeddings must have shape (batch, {width}), but have {tuple(embeds.shape)}.")
+        if embeds.shape[-1] != width:
             trained_on = f" ({self.config.base_model})" if self.config.base_model else ""
             raise ValueError(
-                f"The embeddings are {image_embeds.shape[-1]} wide, but this `{self.config.projection_type}` "
+                f"The embeddings are {embeds.shape[-1]} wide, but this `{self.config.projection_type}` "
                 f"projection takes `input_dim` {width}. Use it with the CLIP model it was trained on{trained_on}, "
                 f"or a projection made for this one."
             )
-        if self.needs_patches and patch_embeds is None:
+
+    def _check_patches(self, patch_embeds: torch.Tensor | None, rows: int):
+        if not self.needs_patches:
+            return
+        if patch_embeds is None:
             raise ValueError(
                 f"The `{self.config.projection_type}` projection reads `patch_embeds`, but got None. Give the vision "
                 f"encoder's last hidden states, the second value of the backbone's `encode_image`."
             )
+        width = self.config.vision_hidden_size
+        shape = tuple(patch_embeds.shape)
+        if len(shape) != 3 or shape[0] != rows or shape[1] < 1 or (width is not None and shape[2] != width):
+            wanted = f"({rows}, 1 + patches, {'width' if width is None else width})"
+            raise ValueError(
+                f"`patch_embeds` must have shape {wanted}, but have {shape}. Give all tokens of the last vision "
+                f"layer, the class token first, of the CLIP model that the projection was trained on."
+            )
+
+    def _check_context(self, context_embeds: torch.Tensor | None, rows: int):
+        if not self.needs_context:
+            return
+        if context_embeds is None:
+            raise ValueError(
+                f"The `{self.config.projection_type}` projection reads `context_embeds`, but got None. Give the text "
+                f"embeddings of the prompts, placeholder included, by the text encoder it was trained with (the "
+                f"original one, not one trained since), not normalised."
+            )
+        if tuple(context_embeds.shape) != (rows, self.config.input_dim):
+            raise ValueError(
+                f"`context_embeds` must have shape {(rows, self.config.input_dim)}, one text embedding per image, but "
+                f"have {tuple(context_embeds.shape)}."
+            )
+
+    def _vision_width(self) -> int:
+        """`config.vision_hidden_size`, for a projection that cannot be sized without it."""
+        if self.config.vision_hidden_size is None:
+            raise ValueError(
+                f"A `{self.projection_type}` projection needs `vision_hidden_size`, the width of the vision encoder's "
+                f"tokens, but got None. Give `vision_config.hidden_size` of the CLIP model, 1024 for ViT-L/14."
+            )
+        return self.config.vision_hidden_size
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -255,6 +297,39 @@ class ImageToWordProjection(PreTrainedModel):
                 f"`{missing[0]}`; they would be random. Convert or download the checkpoint again."
             )
         return (model, report) if wants_report else model
+
+    @classmethod
+    def from_original(
+        cls,
+        path: str | os.PathLike,
+        *,
+        base_model: str | None = None,
+        projection_type: str | None = None,
+        **options: Any,
+    ):
+        """
+        Loads a projection from the file its authors published, without running what it holds.
+
+        Args:
+            path (`str` or `os.PathLike`): A file, or a Hub file as `"repo_id:filename"`.
+            base_model (`str`, *optional*): The CLIP checkpoint it was trained on, for the configuration.
+            projection_type (`str`, *optional*): Tells SEARLE and LinCIR apart, whose files look the same; by default
+                the type of the class that is asked, if it is one.
+            options: See [`~rtd_hf.projections.originals.load_original`], which says more.
+
+        Returns:
+            [`ImageToWordProjection`]: of the registered subclass, in evaluation mode; with `output_loading_info=True`
+            the pair of it and an [`~rtd_hf.projections.originals.OriginalReport`].
+
+        Raises:
+            RegistryError: the projection's type is not registered.
+            ValueError: the file holds no such projection, or is damaged; the message says what it looks like.
+            OSError: there is no such file, or the Hub file could not be downloaded.
+        """
+        from .originals import load_original  # which builds on this class
+
+        wanted = projection_type or getattr(cls, "projection_type", None)
+        return load_original(path, base_model=base_model, projection_type=wanted, **options)
 
     @staticmethod
     def _read_projection_type(name: str, kwargs: dict[str, Any]) -> str:
