@@ -10,6 +10,7 @@ from transformers import initialization as init
 from ..texts import PLACEHOLDER
 from .base import PROJECTIONS, ImageToWordProjection
 from .configuration import ProjectionConfig, check_positive
+from .searle import word_layers
 
 
 ATTRIBUTES_SLOT = "{attributes}"
@@ -137,15 +138,7 @@ class WordMLP(nn.Module):
 
     def __init__(self, config: FTI4CIRConfig):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(config.input_dim, config.hidden_dim),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_dim, config.hidden_dim),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.hidden_dim, config.output_dim),
-        )
+        self.layers = word_layers(config, config.output_dim)
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         """`(..., D)` to `(..., H)`."""
