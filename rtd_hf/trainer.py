@@ -72,7 +72,7 @@ class RTDTrainer(Trainer):
     ):
         if not isinstance(args, RTDTrainingArguments):
             raise TypeError(f"`args` must be `RTDTrainingArguments`, got {type(args).__name__}.")
-        _check_fit(projection, model)
+        _check_fit(projection, model, args)
         _check_datasets(train_dataset, eval_dataset, args)
         if anchors is not None:
             anchors.check(model, processing_class, max_length=args.max_length)
@@ -336,7 +336,7 @@ def _collator_for(
     )
 
 
-def _check_fit(projection: ImageToWordProjection, model: nn.Module) -> None:
+def _check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrainingArguments) -> None:
     """The projection reads the encoder's joint space and writes into its token embeddings."""
     encoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(encoder, PseudoWordMixin):
@@ -351,6 +351,11 @@ def _check_fit(projection: ImageToWordProjection, model: nn.Module) -> None:
         raise ValueError(
             f"`projection` maps {widths[0]} to {widths[1]} dimensions, but `model` has a joint space of {wanted[0]} "
             f"and token embeddings of {wanted[1]}. Use the projection that was fitted to this CLIP."
+        )
+    if args.refined_concatenation and projection.text_words == 0:
+        raise ValueError(
+            f"A `{projection.config.projection_type}` projection makes no pseudo-words of texts. Train with "
+            f"`refined_concatenation=False`, or with another projection of the same CLIP."
         )
 
 

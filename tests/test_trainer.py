@@ -498,6 +498,13 @@ def test_a_training_set_without_a_full_batch_is_refused(tmp_path):
     assert trainer.train().global_step == 1
 
 
+def test_a_projection_that_reads_no_text_trains_with_literal_text_alone(tmp_path):
+    projection = ImageToWordProjection.build("context_i2w", 24, 32, vision_hidden_size=16)
+    with pytest.raises(ValueError, match="`context_i2w` .*no pseudo-words of texts.*`refined_concatenation=False`"):
+        make_trainer(tmp_path, projection=projection)
+    assert make_trainer(tmp_path, projection=projection, refined_concatenation=False).train().global_step == 3
+
+
 def test_one_process_with_several_gpus_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(RTDTrainingArguments, "n_gpu", 2)
     with pytest.raises(ValueError, match=r"sees 2 GPUs.*`accelerate launch`.*CUDA_VISIBLE_DEVICES"):
