@@ -1,7 +1,7 @@
 """What is set for a while and then put back as it was."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,11 @@ def evaluating(model: "nn.Module") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def adapters_off(model: "nn.Module") -> AbstractContextManager:
+    """The base model's weights alone for a while, in a model with adapters; nothing to be done in any other."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
 @contextmanager

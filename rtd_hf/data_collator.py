@@ -4,12 +4,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from .packing import PackedRows
 from .prompts import PromptTokenizer
-from .texts import DEFAULT_TEMPLATE, clean_caption, clean_conditioning, text_id
+from .texts import DEFAULT_TEMPLATE, clean_caption, clean_conditioning, text_ids_of
 from .triplets import resolve_triplet_columns
 
 
@@ -110,7 +109,7 @@ class DataCollatorForRTD:
         targets = self._read(features, columns["target_caption"], clean_caption)
 
         batch = (self._pack if self.packing else self._pad)(references, conditionings, targets)
-        text_ids = np.fromiter(map(text_id, targets + references), dtype=np.int64, count=2 * len(targets))
+        text_ids = text_ids_of(targets + references)
         batch["text_ids"] = torch.from_numpy(text_ids)
         if self.anchors is not None:
             batch["anchors"] = self.anchors.lookup_ids(text_ids)

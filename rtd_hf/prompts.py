@@ -220,9 +220,8 @@ class PromptTokenizer:
         self, rows: list[list[int]], inner: np.ndarray | None, mark_placeholders: bool
     ) -> dict[str, torch.Tensor]:
         """`inner (R,)` holds the position of the bare prompt's EOS in each row."""
-        input_ids, lengths = self._as_matrix(rows)
+        input_ids, lengths, filled = self._as_matrix(rows)
         columns = np.arange(lengths.max())
-        filled = columns < lengths[:, None]
         position_ids = np.broadcast_to(columns, filled.shape).copy()
         pooling_positions = (lengths - 1)[:, None]
         if inner is not None:
@@ -242,10 +241,10 @@ class PromptTokenizer:
 
     def _pack(self, rows: list[list[int]], num_prompts: int, mark_placeholders: bool) -> dict[str, PackedRows]:
         """`rows` are `num_prompts` blocks of equal size; the i-th rows of all blocks hold the same pseudo-words."""
-        input_ids, lengths = self._as_matrix(rows)
+        input_ids, lengths, filled = self._as_matrix(rows)
         words = None
         if mark_placeholders:
-            marked = self._placeholders(input_ids, np.arange(input_ids.shape[1]) < lengths[:, None])
+            marked = self._placeholders(input_ids, filled)
             first = np.arange(len(rows)) % (len(rows) // num_prompts) * self.num_placeholders
             words = np.where(marked, first[:, None] + marked.cumsum(axis=1) - 1, -1)
         packed = pack_rows(
@@ -253,13 +252,13 @@ class PromptTokenizer:
         )
         return {"packed_rows": packed}
 
-    def _as_matrix(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids `(R, L)`, padded, and lengths `(R,)`."""
+    def _as_matrix(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids `(R, L)`, padded, lengths `(R,)`, and where a token stands `(R, L)`."""
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         input_ids = np.full((len(rows), lengths.max()), self.pad_token_id, dtype=np.int64)
         filled = np.arange(input_ids.shape[1]) < lengths[:, None]
         input_ids[filled] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
-        return input_ids, lengths
+        return input_ids, lengths, filled
 
     def _placeholders(self, input_ids: np.ndarray, filled: np.ndarray) -> np.ndarray:
         """Where a pseudo-word is written, `(R, L)`."""

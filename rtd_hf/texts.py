@@ -1,6 +1,9 @@
 """Captions and prompt templates as text: cleaning, the placeholder, and a number that stands for a caption."""
 
 import hashlib
+from collections.abc import Sequence
+
+import numpy as np
 
 
 PLACEHOLDER = "$"
@@ -120,3 +123,8 @@ def text_id(text: str) -> int:
         `int`: 63 bits, so that it fits into int64. Of ten million texts any two share one with a chance of 5e-6.
     """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def text_ids_of(texts: Sequence[str]) -> np.ndarray:
+    """[`text_id`] of texts, cleaned: `(n,)` int64."""
+    return np.fromiter(map(text_id, texts), dtype=np.int64, count=len(texts))

@@ -4,7 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .anchors import AnchorStore
-from .contexts import evaluating
+from .contexts import adapters_off, evaluating
 from .data_collator import DataCollatorForRTD
 from .distributed import rank
 from .hub import export_text_encoder
@@ -147,12 +147,9 @@ class RTDTrainer(Trainer):
         batch = {name.removeprefix("anchor_"): value for name, value in inputs.items() if name.startswith("anchor_")}
         if moving:
             return model(**batch).text_embeds
-        encoder, adapters_off = self.anchor_model, nullcontext()
-        if encoder is None:
-            encoder = self.accelerator.unwrap_model(model)
-            adapters_off = encoder.disable_adapter()
+        encoder = self.accelerator.unwrap_model(model) if self.anchor_model is None else self.anchor_model
         # accelerate puts the model in training under autocast; the frozen one runs at the same precision.
-        with torch.no_grad(), self.accelerator.autocast(), evaluating(encoder), adapters_off:
+        with torch.no_grad(), self.accelerator.autocast(), evaluating(encoder), adapters_off(encoder):
             return encoder(**batch).text_embeds
 
     def project_references(self, anchors: torch.Tensor) -> torch.Tensor:
@@ -309,6 +306,10 @@ class RTDTrainer(Trainer):
             export_text_encoder(self.accelerator.unwrap_model(self.model), folder, tokenizer=self.processing_class)
 
 
+def _encoder_in(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _collator_for(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -317,7 +318,7 @@ def _collator_for(
     anchors: AnchorStore | None,
 ) -> DataCollatorForRTD:
     """The collator that lays a batch out as this model takes it."""
-    encoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    encoder = _encoder_in(model)
     packing = args.packing and encoder.takes_packed_rows
     if args.mini_batch_size and not packing:
         raise ValueError("`mini_batch_size` needs packed rows, which this model does not take.")
@@ -338,7 +339,7 @@ def _collator_for(
 
 def _check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrainingArguments) -> None:
     """The projection reads the encoder's joint space and writes into its token embeddings."""
-    encoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    encoder = _encoder_in(model)
     if not isinstance(encoder, PseudoWordMixin):
         # The stock class would take the pseudo-words as unknown keywords and ignore them.
         raise TypeError(

@@ -191,7 +191,7 @@ print("grown", anonymous() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_grows_by_the_order_of_the_rows_alone(tmp_path):
-    """The texts stay on the disk. What is kept of a row is its place in the shuffled order, 36 bytes or so."""
+    """The texts stay on the disk. What is kept of a row is its place in the shuffled order, 40 bytes or so."""
     number = 400_000
     rows = Dataset.from_list(tiny_triplets(24))
     rows.save_to_disk(tmp_path / "small")

@@ -7,8 +7,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..distributed import rank
-from ..texts import clean_caption, text_id
-from ..triplets import resolve_triplet_columns
+from ..texts import clean_caption, text_ids_of
+from ..triplets import resolve_triplet_columns, string_column
 
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ class TripletCaptions:
         table = self._rows[int(start) : int(stop)]
         texts = [""] * (2 * len(table))
         for side, name in enumerate(self._columns):
-            column = table.column(name)
-            if "string" not in str(column.type) and str(column.type) != "null":
-                raise ValueError(f"Column `{name}` must hold strings, but holds {column.type}. Convert it to text.")
-            found = column.cast("string").combine_chunks().to_pylist()
+            found = string_column(table, name).combine_chunks().to_pylist()
             texts[side::2] = [clean_caption(text or "") for text in found]
         return texts
 
@@ -109,11 +106,6 @@ class TripletCaptions:
             f"{self._triplets[int(rows[0])]!r}. Remove such rows, for example with "
             f"`dataset.filter(lambda row: clean_caption(row[{name!r}] or ''))`."
         )
-
-
-def text_ids_of(texts: Sequence[str]) -> np.ndarray:
-    """[`text_id`] of cleaned captions, `(n,)` int64."""
-    return np.fromiter(map(text_id, texts), dtype=np.int64, count=len(texts))
 
 
 def contains(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,13 +13,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..contexts import evaluating
+from ..contexts import adapters_off, evaluating
 from ..distributed import rank, world_size
 from ..models import PseudoWordMixin
 from ..prompts import PromptTokenizer
-from ..texts import clean_caption
+from ..texts import clean_caption, text_ids_of
 from . import files
-from .captions import TripletCaptions, text_ids_of
+from .captions import TripletCaptions
 from .fingerprints import base_encoder, caption_length, check_same, encoder_fingerprint, hash_bytes, unwrapped
 
 
@@ -254,8 +253,7 @@ def _embed(model: nn.Module, prompts: PromptTokenizer, texts: list[str]) -> torc
     batch = prompts.encode(texts, packed=True) if model.takes_packed_rows else prompts.encode(texts)
     names = ("packed_rows", "input_ids", "attention_mask", "pooling_positions")
     batch = {name: batch[name].to(device) for name in names if name in batch}
-    adapters_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    with torch.inference_mode(), evaluating(model), adapters_off:
+    with torch.inference_mode(), evaluating(model), adapters_off(model):
         return model(**batch).text_embeds.float().cpu()
 
 

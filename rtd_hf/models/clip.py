@@ -32,7 +32,8 @@ class PackedCLIPEncoderLayer(CLIPEncoderLayer):
             states = self.layer_norm1(hidden_states)
             keys, values = attention.k_proj(states), attention.v_proj(states)
             if only_ends:
-                hidden_states, states = hidden_states[rows.ends], states[rows.ends]
+                ends = rows.ends
+                hidden_states, states = hidden_states[ends], states[ends]
             attended = packed_attention(
                 attention.q_proj(states), keys, values, rows, num_heads=attention.num_heads, only_ends=only_ends
             )

@@ -55,6 +55,26 @@ def resolve_triplet_columns(column_names: Iterable[str]) -> dict[str, str]:
     )
 
 
+def string_column(table: Any, column: str) -> Any:
+    """
+    A column of texts.
+
+    Args:
+        table (`pyarrow.Table`): Rows.
+        column (`str`): The column's name.
+
+    Returns:
+        `pyarrow.ChunkedArray`: of strings; a column that is empty throughout counts as one.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    texts = table.column(column)
+    if "string" not in str(texts.type) and str(texts.type) != "null":
+        raise ValueError(f"Column `{column}` must hold strings, but holds {texts.type}. Convert it to text.")
+    return texts.cast("string")
+
+
 def check_triplets(dataset: Any) -> dict[str, str]:
     """
     Checks a data set of text triplets before any work is done: its columns, and that every caption holds text.
@@ -78,10 +98,8 @@ def check_triplets(dataset: Any) -> dict[str, str]:
     for column in columns.values():
         number, first = 0, None
         for start in range(0, len(dataset), _CHECKED_AT_ONCE):
-            texts = rows[start : start + _CHECKED_AT_ONCE].column(column)
-            if "string" not in str(texts.type) and str(texts.type) != "null":
-                raise ValueError(f"Column `{column}` must hold strings, but holds {texts.type}. Convert it to text.")
-            blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts.cast("string")), ""), True)
+            texts = string_column(rows[start : start + _CHECKED_AT_ONCE], column)
+            blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts), ""), True)
             found = compute.sum(blank).as_py() or 0
             if found and first is None:
                 first = start + compute.index(blank, True).as_py()
