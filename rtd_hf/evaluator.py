@@ -1,7 +1,7 @@
 """Scores a text encoder on a benchmark. The image side never changes under RTD, so it is encoded once and kept."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .benchmarks.base import CIRBenchmark, CIRQuery
 from .metrics import TIES, Ranks, average_precision_at_k, paired_bootstrap, rank_targets, recall_at_k, top_k
-from .retrieval import ComposedImageRetriever
+from .retrieval import ComposedImageRetriever, ComposedPrompts
 
 
 logger = logging.get_logger(__name__)
@@ -70,6 +70,7 @@ class CIREvaluator:
             raise ValueError(f"`ties` must be one of {', '.join(TIES)}, got {ties!r}.")
         self.benchmark, self.retriever, self.ties = benchmark, retriever, ties
         self._image_embeds: torch.Tensor | None = None
+        self._kept: tuple[tuple, ComposedPrompts] | None = None
         self._index = {image_id: row for row, image_id in enumerate(benchmark.gallery)}
 
     @property
@@ -148,9 +149,9 @@ class CIREvaluator:
 
     def _compose(self, composer: Composer, queries: Sequence[CIRQuery], text_encoder) -> torch.Tensor:
         retriever = self.retriever
-        references = self.image_embeds[[self._index[query.reference] for query in queries]]
         if composer == "projection":
-            return retriever.encode_queries(references, [query.texts for query in queries], text_encoder=text_encoder)
+            return retriever.encode_prompts(self._composed(queries), text_encoder=text_encoder)
+        references = self.image_embeds[[self._index[query.reference] for query in queries]]
         if composer == "image":
             return F.normalize(references, dim=-1)
         if composer in ("text", "sum"):
@@ -161,6 +162,34 @@ class CIREvaluator:
                 raise ValueError(f"`{self.benchmark.name}` has no target captions, which `composer='caption'` needs.")
             return retriever.encode_texts([query.target_caption for query in queries], text_encoder=text_encoder)
         raise ValueError(f"`composer` must be projection, image, text, sum or caption, got {composer!r}.")
+
+    def _composed(self, queries: Sequence[CIRQuery]) -> ComposedPrompts:
+        """The queries up to the text encoder. Images and projection do not change in RTD, so they are kept."""
+        # Training a projection changes the versions of its weights, and hence is noticed.
+        key = (
+            tuple(query.id for query in queries),
+            tuple((id(weight), weight._version) for weight in self.retriever.projection.parameters()),
+        )
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._read_references(queries)
+        return self._kept[1]
+
+    def _read_references(self, queries: Sequence[CIRQuery]) -> ComposedPrompts:
+        retriever, load, options = self.retriever, self.benchmark.load_image, {"benchmark": self.benchmark.name}
+        if not retriever.projection.needs_patches:
+            references = self.image_embeds[[self._index[query.reference] for query in queries]]
+            return retriever.compose(references, [query.texts for query in queries], **options)
+        # The vision tokens of all references do not fit into memory at once: 6 GB for FashionIQ and ViT-L/14.
+        order = sorted(range(len(queries)), key=lambda row: queries[row].reference)
+        parts = []
+        for start in range(0, len(order), retriever.batch_size):
+            rows = order[start : start + retriever.batch_size]
+            distinct = list(dict.fromkeys(queries[row].reference for row in rows))
+            features = retriever.embed_references(lambda i, ids=distinct: load(ids[i]), number=len(distinct))
+            at = torch.tensor([distinct.index(queries[row].reference) for row in rows])
+            part = retriever.compose(features[at], [queries[row].texts for row in rows], **options)
+            parts.append(replace(part, queries=torch.tensor(rows)[part.queries]))
+        return ComposedPrompts.concatenate(parts)
 
     def _score(
         self, queries: list[CIRQuery], embeds: torch.Tensor, images: torch.Tensor, group: str

@@ -112,12 +112,33 @@ class PromptTokenizer:
             TypeError: `captions` is one string instead of a sequence of strings.
             ValueError: `captions` is empty.
         """
-        captions = self._check_texts(captions, "captions")
-        full = self._tokenize([compose_prompt(self.template, caption) for caption in captions])
-        if not self.bare_is_prefix:
-            full = [self._shorten(row, caption) for row, caption in zip(full, captions, strict=True)]
-        bare_rows = self._tokenize([bare_prompt(self.template)]) * len(full) if bare else None
-        return self._lay_out(full, bare_rows, mark_placeholders=True, packed=packed)
+        return self._compose(captions, bare, packed)
+
+    def compose_with_token(
+        self, captions: Sequence[str], token_id: int, bare: bool = False, *, packed: bool = False
+    ) -> dict[str, torch.Tensor | PackedRows]:
+        """
+        The prompts of [`~PromptTokenizer.compose`] with an ordinary token in place of every placeholder.
+
+        What a projection with context reads: the prompt as the text encoder sees it before there is a pseudo-word.
+
+        Args:
+            captions (`Sequence[str]`): The R conditioning texts.
+            token_id (`int`): The token.
+            bare (`bool`, *optional*, defaults to `False`): Also lay out the bare prompts.
+            packed (`bool`, *optional*, defaults to `False`): Return packed rows.
+
+        Returns:
+            `dict[str, torch.Tensor | PackedRows]`: see the class; `placeholder_mask` is all false.
+
+        Raises:
+            TypeError, ValueError: as [`~PromptTokenizer.compose`]; also where the tokenizer has no such token.
+        """
+        if not 0 <= token_id < len(self.tokenizer):
+            raise ValueError(
+                f"`token_id` must be a token of the tokenizer, 0 to {len(self.tokenizer) - 1}, but is {token_id}."
+            )
+        return self._compose(captions, bare, packed, token_id)
 
     def literal(
         self, references: Sequence[str], captions: Sequence[str], bare: bool = False, *, packed: bool = False
@@ -193,6 +214,21 @@ class PromptTokenizer:
         return batch
 
     # Layout
+
+    def _compose(
+        self, captions: Sequence[str], bare: bool, packed: bool, token_id: int | None = None
+    ) -> dict[str, torch.Tensor | PackedRows]:
+        captions = self._check_texts(captions, "captions")
+        full = self._tokenize([compose_prompt(self.template, caption) for caption in captions])
+        if not self.bare_is_prefix:
+            full = [self._shorten(row, caption) for row, caption in zip(full, captions, strict=True)]
+        bare_rows = self._tokenize([bare_prompt(self.template)]) * len(full) if bare else None
+        if token_id is not None:
+            names = {self.placeholder_id: token_id}  # no caption holds the placeholder, it was cleaned
+            full, bare_rows = (
+                rows and [[names.get(token, token) for token in row] for row in rows] for rows in (full, bare_rows)
+            )
+        return self._lay_out(full, bare_rows, mark_placeholders=token_id is None, packed=packed)
 
     def _lay_out(
         self,

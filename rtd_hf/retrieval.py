@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,55 @@ from tqdm.auto import tqdm
 from .contexts import evaluating
 from .images import open_image, pad_to_ratio
 from .prompts import PromptTokenizer
+from .texts import join_captions
+
+
+class ImageFeatures(NamedTuple):
+    """
+    What a projection reads of images.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(N, D)`): Projected image embeddings, not normalised.
+        patch_embeds (`torch.Tensor` of shape `(N, 1 + patches, W)`, *optional*): Vision tokens, where it reads them.
+    """
+
+    image_embeds: torch.Tensor
+    patch_embeds: torch.Tensor | None = None
+
+    def __getitem__(self, rows):
+        """The features of some images."""
+        return ImageFeatures(*(None if part is None else part[rows] for part in (*self,)))
+
+
+@dataclass(frozen=True)
+class ComposedPrompts:
+    """
+    Queries on their way to the text encoder, as far as the training of that encoder cannot change them.
+
+    Args:
+        texts (`list[str]`): A conditioning text for each of V prompts; a query with two orders of captions has two.
+        queries (`torch.Tensor` of shape `(V,)`): The query each prompt belongs to.
+        words (`torch.Tensor` of shape `(V, K, H)`): Its pseudo-words, unused places zero.
+        counts (`list[int]`): How many of the places are used.
+        templates (`list[str]`): Its template.
+    """
+
+    texts: list[str]
+    queries: torch.Tensor
+    words: torch.Tensor
+    counts: list[int]
+    templates: list[str]
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[ComposedPrompts]") -> "ComposedPrompts":
+        """Several of one benchmark, one after the other; `queries` say which of its queries each part is about."""
+        return cls(
+            [text for part in parts for text in part.texts],
+            torch.cat([part.queries for part in parts]),
+            torch.cat([part.words for part in parts]),
+            [count for part in parts for count in part.counts],
+            [template for part in parts for template in part.templates],
+        )
 
 
 class ComposedImageRetriever:
@@ -21,20 +72,49 @@ class ComposedImageRetriever:
         text_encoder ([`CLIPTextModelForRTD`]): Encodes the composed prompt. May be wrapped by PEFT.
         vision_model (`CLIPVisionModelWithProjection`): The frozen image tower.
         projection ([`ImageToWordProjection`]): From image embeddings to pseudo-words. Its configuration also names the
-            prompt template and the preprocessing of pictures, which are followed.
+            prompt templates, the order of several captions and the preprocessing of pictures, which are followed.
         tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
         image_processor: The image tower's image processor.
+        context_encoder ([`CLIPTextModelForRTD`], *optional*): For a projection that reads the query's text too
+            (Context-I2W): the text encoder it was fitted with, which is the original one and not one trained since.
         batch_size (`int`, *optional*, defaults to 256): Images or texts encoded at once.
+
+    Raises:
+        ValueError: If the projection needs a `context_encoder` and there is none.
     """
 
-    def __init__(self, text_encoder, vision_model, *, projection, tokenizer, image_processor, batch_size: int = 256):
+    def __init__(
+        self,
+        text_encoder,
+        vision_model,
+        *,
+        projection,
+        tokenizer,
+        image_processor,
+        context_encoder=None,
+        batch_size: int = 256,
+    ):
+        if projection.needs_context and context_encoder is None:
+            raise ValueError(
+                f"A `{projection.config.projection_type}` projection reads the query's text by the encoder it was "
+                f"fitted with: `context_encoder` is missing. Load the original text encoder a second time; the one "
+                f"that is trained is no longer it."
+            )
         self.text_encoder, self.vision_model, self.projection = text_encoder, vision_model, projection
         self.image_processor, self.batch_size = image_processor, batch_size
-        self.prompts = PromptTokenizer(tokenizer, projection.config.prompt_template)
+        self.tokenizer, self.context_encoder = tokenizer, context_encoder
+        self._prompts: dict[str, PromptTokenizer] = {}
+        self.prompts = self._prompts_of(projection.config.prompt_template)
 
-    @torch.inference_mode()
+    def _prompts_of(self, template: str) -> PromptTokenizer:
+        if template not in self._prompts:
+            self._prompts[template] = PromptTokenizer(self.tokenizer, template)
+        return self._prompts[template]
+
+    # Images
+
     def embed_images(self, images: Sequence | Callable, *, number: int | None = None) -> torch.Tensor:
-        """Image embeddings as the projection wants them: projected, **not** normalised.
+        """Image embeddings as global projections want them: projected, **not** normalised.
 
         Args:
             images (`Sequence` of PIL images, arrays or paths, or `Callable[[int], image]`): The images, or what opens
@@ -49,6 +129,26 @@ class ComposedImageRetriever:
             ValueError: If there are no images.
             OSError: If a file is missing, damaged or no picture; the message names it.
         """
+        return self._features(images, number, patches=False).image_embeds
+
+    def embed_references(self, images: Sequence | Callable, *, number: int | None = None) -> ImageFeatures:
+        """All that the projection reads of reference images.
+
+        Args:
+            images (`Sequence` or `Callable`): As for [`~ComposedImageRetriever.embed_images`].
+            number (`int`, *optional*): How many, where `images` is a callable.
+
+        Returns:
+            [`ImageFeatures`], float32, on the CPU; with the vision tokens where the projection reads patches, about
+            1 MB an image for ViT-L/14.
+
+        Raises:
+            TypeError, ValueError, OSError: as [`~ComposedImageRetriever.embed_images`].
+        """
+        return self._features(images, number, patches=self.projection.needs_patches)
+
+    @torch.inference_mode()
+    def _features(self, images: Sequence | Callable, number: int | None, *, patches: bool) -> ImageFeatures:
         if isinstance(images, (str, os.PathLike)):
             raise TypeError(
                 f"`images` must be a sequence of images or paths, got the one path {images!r}. Put it in a list."
@@ -60,14 +160,17 @@ class ComposedImageRetriever:
         if number < 1:
             raise ValueError(f"`images` must hold at least one image, got {number}.")
         device = next(self.vision_model.parameters()).device
-        embeds = []
+        embeds, tokens = [], []
         starts = range(0, number, self.batch_size)
         with evaluating(self.vision_model):
             for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
                 batch = [self._opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
                 pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
-                embeds.append(self.vision_model(pixel_values=pixels.to(device)).image_embeds.float().cpu())
-        return torch.cat(embeds)
+                image_embeds, patch_embeds = self.text_encoder.encode_image(self.vision_model, pixels.to(device))
+                embeds.append(image_embeds.float().cpu())
+                if patches:
+                    tokens.append(patch_embeds.float().cpu())
+        return ImageFeatures(torch.cat(embeds), torch.cat(tokens) if patches else None)
 
     def _opened(self, image):
         """An image as it came, or from its file; padded where the projection was fitted to padded ones."""
@@ -91,59 +194,146 @@ class ComposedImageRetriever:
         """
         return F.normalize(self.embed_images(images, number=number), dim=-1)
 
-    @torch.inference_mode()
+    # Queries
+
     def encode_queries(
-        self, image_embeds: torch.Tensor, texts: Sequence[str | Sequence[str]], *, text_encoder=None
+        self,
+        references: torch.Tensor | ImageFeatures,
+        texts: Sequence[str | Sequence[str]],
+        *,
+        text_encoder=None,
+        benchmark: str = "",
     ) -> torch.Tensor:
-        """Composed queries: the prompt with the reference's pseudo-word in it, through the text encoder.
+        """Composed queries: the prompt with the reference's pseudo-words in it, through the text encoder.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(Q, D)`): References, from
-                [`~ComposedImageRetriever.embed_images`], not normalised.
-            texts (`Sequence[str | Sequence[str]]`): A conditioning text per reference; of several the normalised
-                embeddings are averaged.
+            references (`torch.Tensor` of shape `(Q, D)` or [`ImageFeatures`]): References, from
+                [`~ComposedImageRetriever.embed_references`]; for a global projection, from
+                [`~ComposedImageRetriever.embed_images`] too.
+            texts (`Sequence[str | Sequence[str]]`): A conditioning text per reference, or several captions, which are
+                joined as the projection's authors do ([`join_captions`]).
             text_encoder (*optional*): Used instead of the retriever's own, to score a model in training.
+            benchmark (`str`, *optional*): Name of the benchmark, where the projection has another template for it.
 
         Returns:
             `torch.Tensor` of shape `(Q, D)`, L2-normalised, float32.
 
         Raises:
-            ValueError: If there are not as many texts as references, or a reference has none.
+            ValueError: If there are not as many texts as references, a reference has none, or the projection reads
+                patches and there are none.
         """
-        if len(texts) != len(image_embeds):
-            raise ValueError(f"`texts` must hold one entry per reference, got {len(texts)} for {len(image_embeds)}.")
-        device = next(self.projection.parameters()).device
-        with evaluating(self.projection):
-            words = self.projection(image_embeds.to(device))
-
-        def compose(batch: list[str], rows: torch.Tensor, packed: bool) -> dict:
-            return {**self.prompts.compose(batch, packed=packed), "pseudo_words": words[rows.to(device)]}
-
-        return self._encode(texts, compose, text_encoder)
-
-    def encode_texts(self, texts: Sequence[str | Sequence[str]], *, text_encoder=None) -> torch.Tensor:
-        """Plain texts, no picture: `(N, D)`, L2-normalised, float32; several texts in an entry are averaged."""
-        return self._encode(texts, lambda batch, _, packed: self.prompts.encode(batch, packed=packed), text_encoder)
+        return self.encode_prompts(self.compose(references, texts, benchmark=benchmark), text_encoder=text_encoder)
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str | Sequence[str]], make_batch: Callable, text_encoder=None) -> torch.Tensor:
-        """Encodes texts in order of length, so that batches need little padding; returns them in their own order."""
-        variants = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        without = [row for row, entry in enumerate(variants) if not entry]
-        if without or not variants:
+    def compose(
+        self,
+        references: torch.Tensor | ImageFeatures,
+        texts: Sequence[str | Sequence[str]],
+        *,
+        benchmark: str = "",
+    ) -> ComposedPrompts:
+        """The first half of [`~ComposedImageRetriever.encode_queries`]: everything that stays as the encoder learns.
+
+        Args:
+            references, texts, benchmark: As for [`~ComposedImageRetriever.encode_queries`].
+
+        Returns:
+            [`ComposedPrompts`] with its words on the CPU.
+
+        Raises:
+            ValueError: as [`~ComposedImageRetriever.encode_queries`].
+        """
+        features = references if isinstance(references, ImageFeatures) else ImageFeatures(references)
+        if len(texts) != len(features.image_embeds):
+            raise ValueError(
+                f"`texts` must hold one entry per reference, got {len(texts)} for {len(features.image_embeds)}."
+            )
+        flat, queries = self._variants(texts)
+        contexts = self._contexts(flat, benchmark) if self.projection.needs_context else None
+        device = next(self.projection.parameters()).device
+        words = []
+        with evaluating(self.projection):
+            for at in torch.arange(len(flat)).split(self.batch_size):
+                inputs = (*features[queries[at]], None if contexts is None else contexts[at])
+                words.append(self.projection(*(None if part is None else part.to(device) for part in inputs)))
+        words = torch.cat(words)
+        counts = self.projection.count_words(words).tolist()
+        templates = [self.projection.template_for(count, benchmark) for count in counts]
+        return ComposedPrompts(flat, queries, words.cpu(), counts, templates)
+
+    def encode_prompts(self, prompts: ComposedPrompts, *, text_encoder=None) -> torch.Tensor:
+        """The second half: the prompts through the text encoder, the mean over the orders of a query's captions.
+
+        Args:
+            prompts ([`ComposedPrompts`]): From [`~ComposedImageRetriever.compose`].
+            text_encoder (*optional*): Used instead of the retriever's own.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, D)`, L2-normalised, float32.
+        """
+
+        def compose(at: torch.Tensor, packed: bool) -> dict:
+            first = int(at[0])  # all have its template, and hence as many words
+            batch = self._prompts_of(prompts.templates[first]).compose([prompts.texts[i] for i in at], packed=packed)
+            return {**batch, "pseudo_words": prompts.words[at, : prompts.counts[first]]}
+
+        embeds = self._encode(prompts.texts, compose, text_encoder, groups=prompts.templates)
+        return _averaged(embeds, prompts.queries)
+
+    def encode_texts(self, texts: Sequence[str | Sequence[str]], *, text_encoder=None) -> torch.Tensor:
+        """Plain texts, no picture: `(N, D)`, L2-normalised, float32; of several captions as for queries."""
+        flat, rows = self._variants(texts)
+        embeds = self._encode(
+            flat, lambda at, packed: self.prompts.encode([flat[i] for i in at], packed=packed), text_encoder
+        )
+        return _averaged(embeds, rows)
+
+    def _variants(self, texts: Sequence[str | Sequence[str]]) -> tuple[list[str], torch.Tensor]:
+        """All texts to be encoded, and the entry each of them comes from."""
+        order = self.projection.config.caption_order
+        without = [row for row, entry in enumerate(texts) if not isinstance(entry, str) and not entry]
+        if without or not texts:
             where = f"{len(without)} entries without one (the first is {without[0]})" if without else "nothing at all"
             raise ValueError(f"`texts` must hold at least one text per entry, got {where}.")
+        variants = [(entry,) if isinstance(entry, str) else join_captions(entry, order) for entry in texts]
         rows = torch.tensor([row for row, entry in enumerate(variants) for _ in entry])
-        flat = [text for entry in variants for text in entry]
+        return [text for entry in variants for text in entry], rows
+
+    def _contexts(self, texts: list[str], benchmark: str) -> torch.Tensor:
+        """Embeddings `(V, D)`, not normalised, of the prompts that still hold the projection's placeholder token."""
+        config = self.projection.config
+        prompts = self._prompts_of(self.projection.template_for(config.num_pseudo_words, benchmark))
+        token = config.context_placeholder_id
+        return self._encode(
+            texts,
+            lambda at, packed: prompts.compose_with_token([texts[i] for i in at], token, packed=packed),
+            self.context_encoder,
+        )
+
+    @torch.inference_mode()
+    def _encode(
+        self, texts: Sequence[str], make_batch: Callable, text_encoder=None, groups: Sequence[str] | None = None
+    ) -> torch.Tensor:
+        """Encodes texts in order of length, so that batches need little padding; returns them in their own order.
+
+        `make_batch` gets the numbers of the texts of a batch, which are all of one group, and whether to pack them.
+        """
         encoder = self.text_encoder if text_encoder is None else text_encoder
         device = next(encoder.parameters()).device
         packed = getattr(encoder, "takes_packed_rows", False)
-        order = torch.tensor(sorted(range(len(flat)), key=lambda i: len(flat[i])))
+        members: dict[str, list[int]] = {}
+        for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
+            members.setdefault("" if groups is None else groups[i], []).append(i)
+        batches = [at for numbers in members.values() for at in torch.tensor(numbers).split(self.batch_size)]
         embeds = []
         with evaluating(encoder):
-            for at in order.split(self.batch_size):
-                batch = make_batch([flat[i] for i in at], rows[at], packed)
-                batch = {name: value.to(device) for name, value in batch.items()}
-                embeds.append(F.normalize(encoder(**batch).text_embeds.float(), dim=-1).cpu())
-        embeds = torch.cat(embeds)[order.argsort()]
-        return F.normalize(torch.zeros(len(variants), embeds.shape[1]).index_add_(0, rows, embeds), dim=-1)
+            for at in batches:
+                batch = {name: value.to(device) for name, value in make_batch(at, packed).items()}
+                embeds.append(encoder(**batch).text_embeds.float().cpu())
+        return torch.cat(embeds)[torch.cat(batches).argsort()]
+
+
+def _averaged(embeds: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The normalised mean of the normalised embeddings of each row, `(Q, D)`."""
+    sums = torch.zeros(int(rows.max()) + 1, embeds.shape[1])
+    return F.normalize(sums.index_add_(0, rows, F.normalize(embeds, dim=-1)), dim=-1)

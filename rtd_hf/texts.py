@@ -9,6 +9,7 @@ import numpy as np
 PLACEHOLDER = "$"
 CAPTION_SLOT = "{caption}"
 DEFAULT_TEMPLATE = "a photo of $ that {caption}"
+CAPTION_ORDERS = ("both", "last_first")
 
 
 def clean_caption(text: str) -> str:
@@ -77,6 +78,38 @@ def check_template(template: str) -> str:
             f"Write it as in {DEFAULT_TEMPLATE!r}."
         )
     return " ".join(words)
+
+
+def join_captions(captions: Sequence[str], order: str) -> tuple[str, ...]:
+    """
+    The conditioning texts of a query that has several captions, such as FashionIQ's two.
+
+    Args:
+        captions (`Sequence[str]`): The captions, one or more.
+        order (`str`):
+            `"both"`: joined by `and` as they come and the other way round, their ends stripped of `.`, `?`, `,` and
+            spaces (SEARLE, LinCIR, FTI4CIR, RTD); `"last_first"`: only the other way round, as they stand (Pic2Word,
+            Context-I2W).
+
+    Returns:
+        `tuple[str, ...]`: the texts whose embeddings are averaged; one caption alone stays as it is.
+
+    Raises:
+        TypeError: `captions` is one string.
+        ValueError: there is none, or `order` is unknown.
+    """
+    if isinstance(captions, str):
+        raise TypeError(f"`captions` must be a sequence of strings, but is the one string {captions!r}.")
+    if order not in CAPTION_ORDERS:
+        raise ValueError(f"`order` must be one of {', '.join(map(repr, CAPTION_ORDERS))}, but is {order!r}.")
+    if not captions:
+        raise ValueError("`captions` is empty. Give at least one.")
+    if len(captions) == 1:
+        return tuple(captions)
+    if order == "last_first":
+        return (" and ".join(reversed(captions)),)
+    stripped = [caption.strip(" .?,") for caption in captions]
+    return " and ".join(stripped), " and ".join(reversed(stripped))
 
 
 def compose_prompt(template: str, caption: str, *, reference: str | None = None) -> str:

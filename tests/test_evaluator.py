@@ -11,6 +11,8 @@ from world_models import random_retriever
 from rtd_hf.benchmarks import BENCHMARKS, CIRBenchmark, CIRQuery
 from rtd_hf.evaluator import CIREvaluator, CIRResult
 from rtd_hf.metrics import paired_bootstrap
+from rtd_hf.projections import ImageToWordProjection
+from rtd_hf.texts import join_captions
 
 
 NAMES = ["shapes", "shapes_many", "shapes_categories"]
@@ -67,6 +69,7 @@ class Retriever:
 
     def __init__(self, dim: int = 12, overrides: dict[str, torch.Tensor] | None = None):
         self.dim, self.overrides, self.calls = dim, overrides or {}, []
+        self.projection = ImageToWordProjection.build("lincir", 4)
 
     def feature(self, name: str) -> torch.Tensor:
         if name in self.overrides:
@@ -80,12 +83,17 @@ class Retriever:
     def encode_texts(self, texts, *, text_encoder=None):
         self.calls.append("texts")
         prefix = "" if text_encoder is None else text_encoder
-        lists = [(text,) if isinstance(text, str) else text for text in texts]
+        lists = [(text,) if isinstance(text, str) else join_captions(text, "both") for text in texts]
         means = [torch.stack([F.normalize(self.feature(prefix + t), dim=0) for t in entry]).mean(0) for entry in lists]
         return F.normalize(torch.stack(means), dim=-1)
 
-    def encode_queries(self, image_embeds, texts, *, text_encoder=None):
+    def compose(self, image_embeds, texts, *, benchmark):
+        self.calls.append("compose")
+        return image_embeds, texts
+
+    def encode_prompts(self, prompts, *, text_encoder=None):
         self.calls.append("queries")
+        image_embeds, texts = prompts
         return F.normalize(image_embeds / 3 + 2 * self.encode_texts(texts, text_encoder=text_encoder), dim=-1)
 
 
@@ -329,3 +337,20 @@ def test_a_sure_gain_is_sure():
     assert after.gain_over(before) == {"m": {"gain": 100.0, "low": 100.0, "high": 100.0}}
     with pytest.raises(ValueError, match="one value per query, in the same order"):
         after.gain_over(CIRResult({"m": torch.zeros(49)}, 0, 49))
+
+
+@pytest.mark.parametrize("method", ["pic2word", "context_i2w", "fti4cir"])
+def test_references_are_read_in_parts_and_once(method):
+    benchmark = BENCHMARKS["shapes"](num_queries=23)
+    retriever = random_retriever(method, batch_size=7)
+    evaluator = CIREvaluator(benchmark, retriever)
+    images = [benchmark.load_image(query.reference) for query in benchmark.queries]
+    expected = retriever.encode_queries(retriever.embed_references(images), [q.texts for q in benchmark.queries])
+    queries = evaluator._compose("projection", benchmark.queries, None)
+    torch.testing.assert_close(queries, expected, rtol=1e-4, atol=2e-5)
+
+    kept = evaluator._composed(benchmark.queries)
+    assert evaluator._composed(benchmark.queries) is kept
+    with torch.no_grad():
+        next(retriever.projection.parameters()).mul_(0.5)  # as an optimizer does
+    assert evaluator._composed(benchmark.queries) is not kept

@@ -172,14 +172,16 @@ def test_queries_are_those_of_the_stock_model_one_by_one(pictures, stock_text_mo
     assert (queries @ queries.T).fill_diagonal_(0).max() < 0.99
 
 
-def test_several_texts_are_averaged_after_normalisation(retriever, pictures, stock_text_model):
+def test_several_captions_are_joined_in_both_orders_and_averaged_after_normalisation(
+    retriever, pictures, stock_text_model
+):
     embeds = retriever.embed_images(pictures[:3])
-    texts = [("is red", "has three rings and is on a grey background"), "is blue", ("is red", "is small", "is large")]
+    texts = [("is red", "has three rings and is on grey"), "is blue", ("is red", "is small", "is large")]
     with torch.no_grad():
         words = retriever.projection(embeds)[:, 0]
     expected = []
     for word, entry in zip(words, texts, strict=True):
-        entry = (entry,) if isinstance(entry, str) else entry
+        entry = (entry,) if isinstance(entry, str) else (" and ".join(entry), " and ".join(entry[::-1]))
         parts = [F.normalize(stock_query(stock_text_model, word, text), dim=-1) for text in entry]
         expected.append(F.normalize(torch.stack(parts).mean(0), dim=-1))
     torch.testing.assert_close(retriever.encode_queries(embeds, texts), torch.stack(expected), rtol=1e-5, atol=1e-5)
@@ -188,11 +190,12 @@ def test_several_texts_are_averaged_after_normalisation(retriever, pictures, sto
 def test_plain_texts(retriever, stock_text_model):
     texts = ["a long striped caption of a small red star on grey", "a ring", ("a ring", "a cross on navy")]
     features = []
-    for text in ["a long striped caption of a small red star on grey", "a ring", "a cross on navy"]:
+    joined = ["a ring and a cross on navy", "a cross on navy and a ring"]
+    for text in ["a long striped caption of a small red star on grey", "a ring", *joined]:
         with torch.no_grad():
             embeds = stock_text_model(**world_tokenizer()(text, return_tensors="pt")).text_embeds[0]
         features.append(F.normalize(embeds, dim=-1))
-    both = F.normalize(features[1] + features[2], dim=-1)
+    both = F.normalize(features[2] + features[3], dim=-1)
     expected = torch.stack([features[0], features[1], both])
     torch.testing.assert_close(retriever.encode_texts(texts), expected, rtol=1e-5, atol=1e-5)
 
@@ -298,3 +301,101 @@ def test_pictures_are_prepared_as_the_projection_asks(tmp_path):
     assert seen == [(80, 100)] * 3
     assert torch.equal(padded[0], padded[1]) and torch.equal(padded[0], padded[2])
     assert (plain - padded).abs().max() > 1e-3
+
+
+# ---------------------------------------- projections that read patches, and the query's text
+METHODS = ["pic2word", "searle", "lincir", "context_i2w", "fti4cir"]
+
+
+def tokens_of(image, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image embedding `(1, D)` and the tokens before the final layer norm `(1, 1 + patches, W)`."""
+    retriever = random_retriever(method)
+    if method in ("searle", "fti4cir"):
+        image = pad_to_ratio(image)
+    with torch.no_grad():
+        output = retriever.vision_model(**retriever.image_processor([image], return_tensors="pt"))
+    return output.image_embeds, output.last_hidden_state
+
+
+def one_query(method: str, model, image, caption: str) -> torch.Tensor:
+    """A query by the projection's own rules, token by token, with the stock text model."""
+    projection, tokenizer = random_retriever(method).projection.eval(), world_tokenizer()
+    dollar = tokenizer.convert_tokens_to_ids("$</w>")
+    template = {"pic2word": "a photo of $ , {}", "context_i2w": "a photo of $ , {}"}.get(
+        method, "a photo of $ that {}"
+    )
+    embeds, tokens = tokens_of(image, method)
+    context = None
+    if method == "context_i2w":
+        ids = tokenizer(template.format(caption), return_tensors="pt")["input_ids"]
+        context = model(input_ids=torch.where(ids == dollar, 5, ids)).text_embeds
+    with torch.no_grad():
+        words = projection(embeds, tokens, context)[0]
+    if method == "fti4cir":
+        words = words[words.abs().sum(-1) > 0]
+        template = "a photo of $ with " + "$ " * (len(words) - 1) + "but {}"
+    ids = tokenizer(template.format(caption), return_tensors="pt")["input_ids"]
+    places = (ids[0] == dollar).nonzero().squeeze(1)
+    hook = model.text_model.embeddings.token_embedding.register_forward_hook(
+        lambda module, args, output: output.index_put((torch.tensor(0), places), words)
+    )
+    try:
+        with torch.no_grad():
+            return F.normalize(model(input_ids=ids).text_embeds[0], dim=-1)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_queries_of_every_projection_are_those_by_hand(method, pictures, stock_text_model):
+    # Two captions: Pic2Word and Context-I2W take one order, the last first, the others the mean of both.
+    texts = [*TEXTS, ("is red. ", "has three rings, "), "is blue", "is small"]
+    retriever = random_retriever(method, batch_size=3)
+    wide = [pictures[0].resize((96, 48)), *pictures[1:]]  # where padding shows
+    expected = []
+    for image, text in zip(wide, texts, strict=True):
+        orders = [text]
+        if not isinstance(text, str):
+            orders = ["is red and has three rings", "has three rings and is red"]
+            if method in ("pic2word", "context_i2w"):
+                orders = ["has three rings,  and is red. "]
+        parts = [one_query(method, stock_text_model, image, order) for order in orders]
+        expected.append(F.normalize(torch.stack(parts).mean(0), dim=-1))
+    queries = retriever.encode_queries(retriever.embed_references(wide), texts)
+    torch.testing.assert_close(queries, torch.stack(expected), rtol=1e-4, atol=2e-5)
+
+
+def test_images_differ_in_their_number_of_words(pictures):
+    retriever = random_retriever("fti4cir")
+    counts = retriever.compose(retriever.embed_references(pictures), ["is red"] * len(pictures)).counts
+    assert len(set(counts)) > 1 and 2 <= min(counts) and max(counts) <= 5
+
+
+def test_the_context_is_read_by_the_original_encoder(pictures):
+    retriever = random_retriever("context_i2w")
+    references, other = retriever.embed_references(pictures[:3]), random_retriever().text_encoder
+    before = retriever.compose(references, TEXTS[:3]).words
+    with torch.no_grad():
+        for encoder in (retriever.text_encoder, other):
+            encoder.text_projection.weight.mul_(-1)
+    torch.testing.assert_close(retriever.compose(references, TEXTS[:3]).words, before, rtol=0, atol=0)
+    retriever.context_encoder = other
+    assert (retriever.compose(references, TEXTS[:3]).words - before).abs().max() > 1e-3
+
+
+def test_a_context_encoder_or_patches_that_are_missing(pictures):
+    with pytest.raises(ValueError, match="`context_encoder` is missing"):
+        random_retriever("context_i2w", context_encoder=None)
+    retriever = random_retriever("fti4cir")
+    with pytest.raises(ValueError, match="embed_references"):
+        retriever.encode_queries(retriever.embed_images(pictures[:1]), ["is red"])
+
+
+def test_the_template_of_a_benchmark(pictures):
+    retriever = random_retriever("pic2word")
+    embeds = retriever.embed_images(pictures[:2])
+    templates = {name: retriever.compose(embeds, TEXTS[:2], benchmark=name).templates[0] for name in ("cirr", "coco")}
+    assert templates == {"cirr": "a photo of $ , {caption}", "coco": "a photo of $ and {caption}"}
+    queries = [retriever.encode_queries(embeds, TEXTS[:2], benchmark=name) for name in ("", "cirr", "coco")]
+    torch.testing.assert_close(queries[0], queries[1], rtol=0, atol=0)
+    assert (queries[0] - queries[2]).abs().max() > 1e-3

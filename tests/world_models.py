@@ -1,5 +1,6 @@
 """Random models of the offline world's size, for tests in which what a model has learnt plays no part."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +39,24 @@ def save_random_clip(folder: Path) -> Path:
     return folder
 
 
-def random_retriever(**options) -> ComposedImageRetriever:
+def random_projection(method: str) -> ImageToWordProjection:
+    """A projection for the random CLIP, as small as its kind allows, without zeros that could hide a part."""
+    clip = random_clip().config
+    options = {
+        "context_i2w": {"latent_depth": 1, "context_placeholder_id": 5},
+        "fti4cir": {"num_templates": 8, "num_pseudo_words": 5, "selector_layers": 1, "attribute_threshold": 0.1},
+    }
+    widths = (clip.projection_dim, clip.text_config.hidden_size)
+    sizes = {"vision_hidden_size": clip.vision_config.hidden_size, **options.get(method, {})}
+    projection = ImageToWordProjection.build(method, *widths, **sizes)
+    if projection.needs_patches:  # the others have none
+        with torch.no_grad():
+            for parameter in projection.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return projection
+
+
+def random_retriever(method: str = "lincir", **options) -> ComposedImageRetriever:
     """A retriever of its own at every call, always with the same weights."""
     clip = random_clip()
     text_encoder = CLIPTextModelForRTD(clip.config.text_config)
@@ -48,7 +66,9 @@ def random_retriever(**options) -> ComposedImageRetriever:
         model.load_state_dict({name: weights[name] for name in model.state_dict()}, strict=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        projection = ImageToWordProjection.build("lincir", clip.config.projection_dim, text_encoder.config.hidden_size)
+        projection = random_projection(method)
+    if projection.needs_context:
+        options.setdefault("context_encoder", copy.deepcopy(text_encoder).eval())
     return ComposedImageRetriever(
         text_encoder.eval(),
         vision_model.eval(),

@@ -60,7 +60,7 @@ def plot_retrieval(benchmark, rows: Sequence[int], before: list, after: list, pa
     for line, row in enumerate(rows):
         query = benchmark.queries[row]
         axes[line, 0].imshow(benchmark.load_image(query.reference))
-        axes[line, 1].text(0.06, 0.5, fill(query.texts[0], 22), va="center", ha="left", fontsize=9)
+        axes[line, 1].text(0.06, 0.5, fill(" and ".join(query.texts), 22), va="center", ha="left", fontsize=9)
         axes[line, 1].set(xlim=(0, widths[1]), ylim=(0, 1), aspect="equal")  # as high as a picture
         for first, ids in ((2, before[line]), (3 + shown, after[line])):
             for column, image_id in enumerate(ids):

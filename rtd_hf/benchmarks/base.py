@@ -19,7 +19,8 @@ class CIRQuery:
     Args:
         id (`str`): The query's own name.
         reference (`str`): The reference image.
-        texts (`tuple[str, ...]`): Conditioning texts; the embeddings of several are averaged (FashionIQ's two orders).
+        texts (`tuple[str, ...]`): The conditioning text, or the captions that say it together (FashionIQ's two). How
+            those are joined is the projection's business ([`join_captions`]).
         targets (`tuple[str, ...]`): The right answers, one or many (CIRCO).
         candidates (`tuple[str, ...]`, *optional*): The few images of the subset ranking (CIRR's group), the targets
             among them.

@@ -231,8 +231,8 @@ def _two_edits_within(kind: str, rng: random.Random) -> list[Edit]:
 def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, seed: int = 0) -> CIRBenchmark:
     """Three categories with two captions per query, as FashionIQ: lone objects, groups, pairs.
 
-    Each caption asks for one change; both orders of the two are encoded and averaged. Each category has a gallery of
-    its own, and the reference stays in it.
+    Each caption asks for one change; the projection says how the two are joined. Each category has a gallery of its
+    own, and the reference stays in it.
 
     Args:
         root (`str`, *optional*): Not used: the pictures are drawn.
@@ -256,7 +256,7 @@ def load_shapes_categories(root: str | None = None, *, num_queries: int = 600, s
                 CIRQuery(
                     id=f"{category}-{number:05d}",
                     reference=reference_id,
-                    texts=(conditioning_text(edits), conditioning_text(edits[::-1])),
+                    texts=(edits[0].text, edits[1].text),
                     targets=(target_id,),
                     group=category,
                     target_caption=describe_fully(target, rng),

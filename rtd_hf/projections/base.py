@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ..registry import Registry
+from ..texts import DEFAULT_TEMPLATE
 from .configuration import ProjectionConfig
 
 
@@ -28,6 +29,8 @@ class ImageToWordProjection(PreTrainedModel):
         default_dropout (`float`): Dropout probability of the publication.
         num_pseudo_words (`int`): Pseudo-words K per image; where their number differs, the most there can be.
         prompt_template (`str`): Template its authors compose queries with.
+        benchmark_templates (`dict[str, str]`): Those of the benchmarks for which they use another.
+        caption_order (`str`): How they join the captions of a query with several, see [`join_captions`].
         image_preprocess (`str`): Image preprocessing of the publication.
         needs_patches (`bool`): Whether `forward` needs `patch_embeds`.
         needs_context (`bool`): Whether `forward` needs `context_embeds`.
@@ -46,7 +49,9 @@ class ImageToWordProjection(PreTrainedModel):
     projection_type: ClassVar[str]
     default_dropout: ClassVar[float] = 0.0
     num_pseudo_words: ClassVar[int] = 1
-    prompt_template: ClassVar[str] = "a photo of $ that {caption}"
+    prompt_template: ClassVar[str] = DEFAULT_TEMPLATE
+    benchmark_templates: ClassVar[dict[str, str]] = {}
+    caption_order: ClassVar[str] = "both"
     image_preprocess: ClassVar[str] = "clip"
     needs_patches: ClassVar[bool] = False
     needs_context: ClassVar[bool] = False
@@ -96,6 +101,8 @@ class ImageToWordProjection(PreTrainedModel):
             "dropout": subclass.default_dropout,
             "num_pseudo_words": subclass.num_pseudo_words,
             "prompt_template": subclass.prompt_template,
+            "benchmark_templates": dict(subclass.benchmark_templates),
+            "caption_order": subclass.caption_order,
             "image_preprocess": subclass.image_preprocess,
         }
         return subclass(subclass.config_class(**{**facts, **options})).eval()
@@ -169,15 +176,17 @@ class ImageToWordProjection(PreTrainedModel):
         """
         return torch.full((words.shape[0],), words.shape[1], device=words.device)
 
-    def template_for(self, num_words: int) -> str:
+    def template_for(self, num_words: int, benchmark: str = "") -> str:
         """
         The prompt template with as many placeholders as an image has pseudo-words.
 
         Args:
             num_words (`int`): A number that `count_words` gave.
+            benchmark (`str`, *optional*): Name of the benchmark the query belongs to.
 
         Returns:
-            `str`: for [`PromptTokenizer`]; `config.prompt_template`, unless the projection says otherwise.
+            `str`: for [`PromptTokenizer`]: that of `config.benchmark_templates`, else `config.prompt_template`, unless
+            the projection says otherwise.
 
         Raises:
             ValueError: the projection never gives an image so many words.
@@ -187,7 +196,7 @@ class ImageToWordProjection(PreTrainedModel):
                 f"`num_words` of a `{self.config.projection_type}` projection is always "
                 f"{self.config.num_pseudo_words}, but got {num_words}. Give a number that `count_words` returned."
             )
-        return self.config.prompt_template
+        return self.config.benchmark_templates.get(benchmark, self.config.prompt_template)
 
     def project(
         self,
@@ -216,7 +225,8 @@ class ImageToWordProjection(PreTrainedModel):
         if patch_embeds is None:
             raise ValueError(
                 f"The `{self.config.projection_type}` projection reads `patch_embeds`, but got None. Give the vision "
-                f"encoder's last hidden states, the second value of the backbone's `encode_image`."
+                f"encoder's last hidden states, as the retriever's `embed_references` and the backbone's "
+                f"`encode_image` return them."
             )
         width = self.config.vision_hidden_size
         shape = tuple(patch_embeds.shape)

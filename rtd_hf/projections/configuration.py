@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..texts import CAPTION_ORDERS, check_template
+
 
 IMAGE_PREPROCESSES = ("clip", "targetpad")
 
@@ -34,7 +36,10 @@ class ProjectionConfig(PreTrainedConfig):
         output_dim (`int`): Width H of the text encoder's token embeddings (`hidden_size` of the CLIP text model).
         dropout (`float`): Dropout probability, active in training only.
         num_pseudo_words (`int`): Pseudo-words K per image; where their number differs, the most there can be.
-        prompt_template (`str`): The template its authors compose queries with.
+        prompt_template (`str`): The template its authors compose queries with; RTD trains with it.
+        benchmark_templates (`dict[str, str]`, *optional*):
+            The templates of benchmarks for which they use another, by the benchmark's name.
+        caption_order (`str`): How the captions of a query with several are joined, see [`join_captions`].
         image_preprocess (`str`):
             `"clip"` (resize the short side, crop the centre) or `"targetpad"` (pad to a ratio of 1.25 first).
         base_model (`str`, *optional*): The CLIP checkpoint whose embeddings it was trained on.
@@ -45,7 +50,8 @@ class ProjectionConfig(PreTrainedConfig):
     What one projection alone has to say stands in a subclass beside it, its `config_class`.
 
     Raises:
-        ValueError: `image_preprocess` is unknown, or a width is not positive.
+        ValueError: `image_preprocess` or `caption_order` is unknown, a width is not positive, or a template is
+            malformed ([`check_template`]).
     """
 
     model_type = "rtd_projection"
@@ -59,16 +65,22 @@ class ProjectionConfig(PreTrainedConfig):
         dropout: float = 0.0,
         num_pseudo_words: int = 1,
         prompt_template: str = "a photo of $ that {caption}",
+        benchmark_templates: dict[str, str] | None = None,
+        caption_order: str = "both",
         image_preprocess: str = "clip",
         base_model: str | None = None,
         vision_hidden_size: int | None = None,
         **kwargs: Any,
     ):
-        if image_preprocess not in IMAGE_PREPROCESSES:
-            raise ValueError(
-                f"`image_preprocess` must be one of {', '.join(map(repr, IMAGE_PREPROCESSES))}, but is "
-                f"{image_preprocess!r}."
-            )
+        named = {
+            "image_preprocess": (image_preprocess, IMAGE_PREPROCESSES),
+            "caption_order": (caption_order, CAPTION_ORDERS),
+        }
+        for name, (value, known) in named.items():
+            if value not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, but is {value!r}.")
+        for template in (prompt_template, *(benchmark_templates or {}).values()):
+            check_template(template)
         check_positive(
             input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim, num_pseudo_words=num_pseudo_words
         )
@@ -81,6 +93,8 @@ class ProjectionConfig(PreTrainedConfig):
         self.dropout = dropout
         self.num_pseudo_words = num_pseudo_words
         self.prompt_template = prompt_template
+        self.benchmark_templates = dict(benchmark_templates or {})
+        self.caption_order = caption_order
         self.image_preprocess = image_preprocess
         self.base_model = base_model
         self.vision_hidden_size = vision_hidden_size

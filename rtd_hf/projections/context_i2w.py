@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from .base import PROJECTIONS, ImageToWordProjection
 from .configuration import ProjectionConfig, check_positive
+from .pic2word import Pic2WordProjection
 
 
 class ContextI2WConfig(ProjectionConfig):
@@ -132,7 +133,9 @@ class ContextI2WProjection(ImageToWordProjection):
     config_class = ContextI2WConfig
     projection_type = "context_i2w"
     default_dropout = 0.1
-    prompt_template = "a photo of $ , {caption}"
+    prompt_template = Pic2WordProjection.prompt_template  # its authors took over Pic2Word's prompts
+    benchmark_templates = Pic2WordProjection.benchmark_templates
+    caption_order = Pic2WordProjection.caption_order
     needs_patches = True
     needs_context = True
     text_words = 0

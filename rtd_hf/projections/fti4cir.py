@@ -242,12 +242,13 @@ class FTI4CIRProjection(ImageToWordProjection):
         # Zeros in between would still be words: a subject and an attribute are never missing.
         return ((words != 0).any(dim=-1) * places).amax(dim=-1).clamp(min=min(2, words.shape[1]))
 
-    def template_for(self, num_words: int) -> str:
+    def template_for(self, num_words: int, benchmark: str = "") -> str:
         """
         The prompt template for a subject and `num_words - 1` attributes.
 
         Args:
             num_words (`int`): A number that `count_words` gave.
+            benchmark (`str`, *optional*): Name of the benchmark the query belongs to.
 
         Returns:
             `str`: `"a photo of $ with $ $ but {caption}"` for 3 words, `config.prompt_template` for 1.
@@ -261,7 +262,7 @@ class FTI4CIRProjection(ImageToWordProjection):
                 f"that `count_words` returned."
             )
         if num_words == 1:
-            return self.config.prompt_template
+            return super().template_for(self.config.num_pseudo_words, benchmark)
         attributes = " ".join([PLACEHOLDER] * (num_words - 1))
         return self.config.attribute_template.replace(ATTRIBUTES_SLOT, attributes)
 

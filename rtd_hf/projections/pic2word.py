@@ -1,8 +1,11 @@
 """Pic2Word's projection (Saito et al., CVPR 2023, "Pic2Word: Mapping Pictures to Words for Zero-shot CIR")."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
+from ..texts import DEFAULT_TEMPLATE
 from .base import PROJECTIONS, ImageToWordProjection, ProjectionConfig
 
 
@@ -19,6 +22,14 @@ class Pic2WordProjection(ImageToWordProjection):
     projection_type = "pic2word"
     default_dropout = 0.1
     prompt_template = "a photo of $ , {caption}"
+    benchmark_templates: ClassVar[dict[str, str]] = {
+        "coco": "a photo of $ and {caption}",
+        "imagenet": "a {caption} of $",
+        # not in the publication; with these others measured it there
+        "circo": DEFAULT_TEMPLATE,
+        "genecis": DEFAULT_TEMPLATE,
+    }
+    caption_order = "last_first"
 
     @staticmethod
     def default_hidden_dim(projection_dim: int) -> int:
