@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.arguments import one_screen_errors, parse, wants_help
+from utils.parts import ModelArguments, load_parts, load_triplets
 
 
 HERE = Path(__file__).parent
@@ -38,7 +39,20 @@ class ScriptArguments:
     )
     projection: str = field(
         default="shapes",
-        metadata={"help": "Folder or Hub id of the fitted projection; `shapes`: ours for the small CLIP."},
+        metadata={
+            "help": "Folder or Hub id of the fitted projection, or one of ours for the small CLIP: `lincir` (also "
+            "`shapes`), `pic2word`, `searle`, `context_i2w`, `fti4cir`."
+        },
+    )
+    projection_subfolder: str = field(
+        default="", metadata={"help": "Folder within it, such as `projection` of a repository that we published."}
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Template of all prompts, in training and on benchmarks, such as `a photo of $ that {caption}` "
+            "(the paper's, for every projection); the projection's own by default."
+        },
     )
     triplets: str = field(
         default="shapes", metadata={"help": "Text triplets: .json, .jsonl, .csv, .parquet, a Hub id, or `shapes`."}
@@ -63,66 +77,11 @@ class ScriptArguments:
     license: str = field(default="", metadata={"help": "Licence of the result, such as `mit`; required for the card."})
 
 
-@dataclass
-class ModelArguments:
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters; the merged encoder is what is saved."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Their scale times the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
-
-
-def load_triplets(script: ScriptArguments, seed: int):
-    """The text triplets as a `datasets.Dataset`; columns are checked by the trainer."""
-    import random
-
-    from datasets import Dataset, load_dataset
-
-    if script.triplets == "shapes":
-        from rtd_hf.shapes.edits import sample_triplet
-
-        rng = random.Random(f"triplets {seed}")
-        return Dataset.from_list([sample_triplet(rng) for _ in range(script.num_triplets or 40000)])
-    suffix = Path(script.triplets).suffix.lower().lstrip(".")
-    formats = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
-    if suffix not in formats:
-        dataset = load_dataset(script.triplets, split="train")
-    elif Path(script.triplets).is_file():
-        dataset = load_dataset(formats[suffix], data_files=script.triplets, split="train")
-    else:
-        raise FileNotFoundError(f"`--triplets` {script.triplets} does not exist. Give a file, a Hub id, or `shapes`.")
-    return dataset.select(range(min(script.num_triplets, len(dataset)))) if script.num_triplets else dataset
-
-
 def anchors_folder(script: ScriptArguments, output_dir: str) -> Path:
     """Where the captions' embeddings lie: as told, or next to the file of triplets, if it is one."""
     if script.anchors != "beside":
         return Path(script.anchors)
     return Path(f"{script.triplets}.anchors") if Path(script.triplets).is_file() else Path(output_dir) / "anchors"
-
-
-def load_clip(script: ScriptArguments):
-    """Text encoder, image tower, tokenizer, image processor and projection."""
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModelWithProjection
-
-    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, check_safetensors
-    from rtd_hf.contexts import quiet_transformers
-    from rtd_hf.shapes import ASSETS
-
-    clip = str(ASSETS / "clip") if script.clip_model == "shapes" else script.clip_model
-    projection = str(ASSETS / "lincir") if script.projection == "shapes" else script.projection
-    for folder in (clip, projection):
-        if Path(folder).is_dir():
-            check_safetensors(folder)  # names the file that is damaged
-    with quiet_transformers():  # each tower reports the other one's weights as left over
-        return (
-            CLIPTextModelForRTD.from_pretrained(clip),
-            CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False),
-            AutoTokenizer.from_pretrained(clip),
-            CLIPImageProcessorPil.from_pretrained(clip),  # the processor the published CLIP was measured with
-            ImageToWordProjection.from_pretrained(projection).eval(),
-        )
 
 
 def say(text: str = "") -> None:
@@ -141,7 +100,6 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     from rtd_hf import (
         BENCHMARKS,
         CIREvaluator,
-        ComposedImageRetriever,
         RTDTrainer,
         build_model_card,
         check_triplets,
@@ -170,22 +128,21 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
 
     # 2 triplets, CLIP and projection
     set_seed(args.seed)
-    triplets = load_triplets(script, args.seed)
+    triplets = load_triplets(script.triplets, script.num_triplets, args.seed)
     held_back = min(script.num_eval_triplets, len(triplets) // 10) if args.eval_strategy != "no" else 0
     check_triplets(triplets)  # the trainer checks its parts too; here the rows are still counted as in the file
-    text_encoder, vision_model, tokenizer, image_processor, projection = load_clip(script)
-    vision_model.to(args.device)
-    projection.to(args.device)
+    parts = load_parts(
+        script.clip_model,
+        script.projection,
+        projection_subfolder=script.projection_subfolder,
+        prompt_template=script.prompt_template,
+        device=args.device,
+    )
+    text_encoder, tokenizer, projection = parts.text_encoder, parts.tokenizer, parts.projection
 
     # 3 benchmarks, measured with the frozen encoder, and what needs no training
-    def evaluator_for(name: str, encoder, **options) -> CIREvaluator:
-        retriever = ComposedImageRetriever(
-            encoder, vision_model, projection=projection, tokenizer=tokenizer, image_processor=image_processor
-        )
-        return CIREvaluator(BENCHMARKS[name](**options), retriever)
-
-    frozen = text_encoder.to(args.device)
-    evaluators = {name: evaluator_for(name, frozen) for name in script.benchmarks}
+    frozen = text_encoder
+    evaluators = {name: CIREvaluator(BENCHMARKS[name](), parts.retriever()) for name in script.benchmarks}
     before = {name: evaluator.evaluate(frozen) for name, evaluator in evaluators.items()}
     composers = {
         "image": "reference image",
@@ -203,19 +160,11 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     best_before = first.search(5, text_encoder=frozen, rows=rows) if first else []
     watched = []
     if script.validation_benchmark and args.eval_strategy != "no":
-        watched.append(evaluator_for(script.validation_benchmark, frozen, num_queries=100, seed=1))
+        held_out = BENCHMARKS[script.validation_benchmark](num_queries=100, seed=1)
+        watched.append(CIREvaluator(held_out, parts.retriever()))
 
     # 4 train
-    peft_config = None
-    if model_args.use_peft:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=model_args.lora_r,
-            lora_alpha=model_args.lora_alpha,
-            lora_dropout=model_args.lora_dropout,
-            target_modules=list(text_encoder.lora_target_modules),
-        )
+    peft_config = model_args.lora_config(text_encoder) if model_args.use_peft else None
     anchors = None
     if script.anchors:
         folder_of_anchors = anchors_folder(script, args.output_dir)

@@ -67,6 +67,11 @@ class RTDOptions:
         metadata={"help": "Longest text in tokens, BOS and EOS included; the encoder's own when not given."},
     )
 
+    force_projection: bool = field(
+        default=False,
+        metadata={"help": "Train with a projection although it names another base model than the text encoder."},
+    )
+
     # The machine
     packing: bool = field(
         default=True,

@@ -14,14 +14,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from .anchors import AnchorStore
 from .contexts import adapters_off, evaluating
-from .data_collator import DataCollatorForRTD
 from .distributed import rank
 from .hub import export_text_encoder
 from .losses import TargetAnchoredContrastiveLoss
-from .models import PseudoWordMixin
+from .preparation import check_datasets, check_fit, collator_for
 from .projections import ImageToWordProjection
 from .training_args import RTDTrainingArguments
-from .triplets import check_triplets
 
 
 class RTDTrainer(Trainer):
@@ -72,8 +70,8 @@ class RTDTrainer(Trainer):
     ):
         if not isinstance(args, RTDTrainingArguments):
             raise TypeError(f"`args` must be `RTDTrainingArguments`, got {type(args).__name__}.")
-        _check_fit(projection, model, args)
-        _check_datasets(train_dataset, eval_dataset, args)
+        check_fit(projection, model, args)
+        check_datasets(train_dataset, eval_dataset, args)
         if anchors is not None:
             anchors.check(model, processing_class, max_length=args.max_length)
         if peft_config is not None:
@@ -90,7 +88,7 @@ class RTDTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=data_collator or _collator_for(model, processing_class, projection, args, anchors),
+            data_collator=data_collator or collator_for(model, processing_class, projection, args, anchors),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -304,78 +302,3 @@ class RTDTrainer(Trainer):
         if self.anchor_model is None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
             export_text_encoder(self.accelerator.unwrap_model(self.model), folder, tokenizer=self.processing_class)
-
-
-def _encoder_in(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _collator_for(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    projection: ImageToWordProjection,
-    args: RTDTrainingArguments,
-    anchors: AnchorStore | None,
-) -> DataCollatorForRTD:
-    """The collator that lays a batch out as this model takes it."""
-    encoder = _encoder_in(model)
-    packing = args.packing and encoder.takes_packed_rows
-    if args.mini_batch_size and not packing:
-        raise ValueError("`mini_batch_size` needs packed rows, which this model does not take.")
-    return DataCollatorForRTD(
-        tokenizer,
-        projection.config.prompt_template,
-        max_length=args.max_length or model.config.max_position_embeddings,
-        refined_batch=args.refined_batch,
-        refined_concatenation=args.refined_concatenation,
-        packing=packing,
-        # A shared prefix is dropped out once; each row is to draw its own mask, as it does alone.
-        share_prefixes=not any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()),
-        mini_batch_size=args.mini_batch_size,
-        anchors=anchors,
-        anchor_tokens=anchors is None or not args.anchored,
-    )
-
-
-def _check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrainingArguments) -> None:
-    """The projection reads the encoder's joint space and writes into its token embeddings."""
-    encoder = _encoder_in(model)
-    if not isinstance(encoder, PseudoWordMixin):
-        # The stock class would take the pseudo-words as unknown keywords and ignore them.
-        raise TypeError(
-            f"`model` must be a text encoder that takes pseudo-words, such as `CLIPTextModelForRTD`, got "
-            f"{type(encoder).__name__}. Load the same checkpoint with `CLIPTextModelForRTD.from_pretrained`."
-        )
-    widths = (projection.config.input_dim, projection.config.output_dim)
-    wanted = (encoder.config.projection_dim, encoder.config.hidden_size)
-    if widths != wanted:
-        raise ValueError(
-            f"`projection` maps {widths[0]} to {widths[1]} dimensions, but `model` has a joint space of {wanted[0]} "
-            f"and token embeddings of {wanted[1]}. Use the projection that was fitted to this CLIP."
-        )
-    if args.refined_concatenation and projection.text_words == 0:
-        raise ValueError(
-            f"A `{projection.config.projection_type}` projection makes no pseudo-words of texts. Train with "
-            f"`refined_concatenation=False`, or with another projection of the same CLIP."
-        )
-
-
-def _check_datasets(train_dataset, eval_dataset, args: RTDTrainingArguments) -> None:
-    """What would otherwise show after minutes, or not at all: HF trains on a set without a full batch for 0 steps."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, and `DataParallel` would mix up the rows of a batch. Start one "
-            f"process per GPU with `accelerate launch`, or show it one GPU with `CUDA_VISIBLE_DEVICES=0`."
-        )
-    evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-    for dataset in (train_dataset, *evaluated):
-        if getattr(dataset, "column_names", None):
-            check_triplets(dataset)
-    if hasattr(train_dataset, "__len__") and args.dataloader_drop_last:
-        needed = args.train_batch_size * args.world_size
-        if len(train_dataset) < needed:
-            raise ValueError(
-                f"`train_dataset` holds {len(train_dataset)} rows, fewer than the {needed} of one step "
-                f"(`per_device_train_batch_size` {args.per_device_train_batch_size} on {args.world_size} "
-                f"process(es)), and an incomplete batch is dropped. Lower the batch size or give more rows."
-            )

@@ -22,12 +22,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
     {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts"},
-    {"similarity", "kernels", "prompts", "triplets"},
-    {"models", "projections", "losses", "metrics"},
-    {"shapes", "anchors"},
-    {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics"},
-    {"evaluator", "diagnostics", "hub", "model_card"},
-    {"trainer"},
+    {"similarity", "kernels", "prompts", "tagging"},
+    {"models", "projections", "losses", "metrics", "triplets"},
+    {"shapes", "anchors", "training_rows"},
+    {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},
+    {"evaluator", "diagnostics", "hub", "model_card", "preparation"},
+    {"trainer", "projection_trainer"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.

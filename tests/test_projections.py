@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,6 +193,48 @@ def test_pic2word_has_the_published_keys_and_formula():
     for block in projection.layers:
         assert [type(layer) for layer in block] == [nn.Linear, nn.Dropout, nn.ReLU]
         assert block[1].p == 0.1
+
+
+def as_a_cached_repository(cache, repo, files):
+    """Lays files out as the Hub's cache holds a downloaded repository; offline, it is all that there is of the Hub."""
+    folder, commit = cache / f"models--{repo.replace('/', '--')}", "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    shutil.copytree(files, folder / "snapshots" / commit)
+
+
+def test_a_folder_a_hub_id_or_a_subfolder_of_either(tmp_path):
+    saved = ImageToWordProjection.build("lincir", D, H)
+    saved.save_pretrained(tmp_path / "files" / "projection")
+    saved.save_pretrained(tmp_path / "alone")
+    cache = tmp_path / "cache"
+    as_a_cached_repository(cache, "org/rtd-lincir-l14", tmp_path / "files")
+    as_a_cached_repository(cache, "org/lincir-l14", tmp_path / "alone")
+    options = {"cache_dir": str(cache), "local_files_only": True}
+    loaded = [
+        ImageToWordProjection.from_pretrained(tmp_path / "files", subfolder="projection"),
+        ImageToWordProjection.from_pretrained("org/rtd-lincir-l14", subfolder="projection", **options),
+        ImageToWordProjection.from_pretrained("org/lincir-l14", **options),
+    ]
+    for projection in loaded:
+        assert type(projection) is LinCIRProjection
+        for name, weight in saved.state_dict().items():
+            assert torch.equal(projection.state_dict()[name], weight), name
+    with pytest.raises(OSError, match="no `config.json` in `.*files/nothing-here`"):
+        ImageToWordProjection.from_pretrained(tmp_path / "files", subfolder="nothing-here")
+
+
+def test_one_template_for_everything():
+    pic2word, fti4cir = build("pic2word", D, H), build("fti4cir", D, H)
+    for projection in (pic2word, fti4cir):
+        projection.use_template("a photo of $ that  {caption}")
+    assert {pic2word.template_for(1, name) for name in ("", "coco", "circo")} == {"a photo of $ that {caption}"}
+    assert fti4cir.template_for(3) == "a photo of $ with $ $ that {caption}"
+    assert fti4cir.template_for(1) == "a photo of $ that {caption}"
+    for template in ("a photo that {caption}", "a photo of $ and $ that {caption}"):
+        for projection in (pic2word, fti4cir):
+            with pytest.raises(ValueError, match="`template`"):
+                projection.use_template(template)
 
 
 def test_the_publications_prompts_and_preprocessing():

@@ -476,6 +476,19 @@ def test_projection_of_another_clip_is_refused(tmp_path):
         make_trainer(tmp_path, projection=wrong)
 
 
+def test_projection_of_another_base_model_is_refused_unless_forced(tmp_path):
+    model, projection = tiny_text_model(CLIPTextModelForRTD), tiny_projection()
+    model.config._name_or_path = model.name_or_path = "openai/clip-vit-base-patch32"
+    projection.config.base_model = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    with pytest.raises(ValueError, match=r"fitted to `laion/.*loaded from `openai/.*`force_projection`"):
+        make_trainer(tmp_path, model=model, projection=projection)
+    make_trainer(tmp_path, model=model, projection=projection, force_projection=True)
+    model.name_or_path = str(tmp_path)  # a folder may hold any model
+    make_trainer(tmp_path, model=model, projection=projection)
+    projection.config.base_model = model.name_or_path = "openai/clip-vit-base-patch32"
+    make_trainer(tmp_path, model=model, projection=projection)
+
+
 def test_plain_training_arguments_are_refused(tmp_path):
     with pytest.raises(TypeError, match="`args` must be `RTDTrainingArguments`, got TrainingArguments"):
         RTDTrainer(

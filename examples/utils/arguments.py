@@ -5,9 +5,10 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -45,8 +46,23 @@ def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
     for key in recipe:
         if key not in names:
             raise ValueError(f"Recipe {path} has the unknown key `{key}`.{_nearest(str(key), names)}")
+    return _tokens(recipe)
+
+
+def given(argv: Sequence[str], name: str) -> str | None:
+    """The value of an argument on a command line, the last one of several; `None` where it is not there."""
+    found = None
+    for position, token in enumerate(argv):
+        if token == f"--{name}" and position + 1 < len(argv):
+            found = argv[position + 1]
+        elif token.startswith(f"--{name}="):
+            found = token.removeprefix(f"--{name}=")
+    return found
+
+
+def _tokens(values: Mapping[str, Any]) -> list[str]:
     tokens = []
-    for key, value in recipe.items():
+    for key, value in values.items():
         if value is None:
             continue
         if isinstance(value, list):
@@ -56,14 +72,22 @@ def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
     return tokens
 
 
-def parse(kinds: Sequence[type], argv: Sequence[str], *, default_recipe: str | Path, description: str):
+def parse(
+    kinds: Sequence[type],
+    argv: Sequence[str],
+    *,
+    default_recipe: str | Path | None,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+):
     """Parses recipe and command line into dataclasses; what the command line says wins.
 
     Args:
         kinds (`Sequence[type]`): The dataclasses.
         argv (`Sequence[str]`): The command line without the program's name.
-        default_recipe (`str` or `Path`): Read where `--config` is not given.
+        default_recipe (`str` or `Path`, *optional*): Read where `--config` is not given.
         description (`str`): For `--help`.
+        defaults (`Mapping`, *optional*): Values that take the place of the dataclasses' own; the recipe wins over them.
 
     Returns:
         `tuple` of one instance of each dataclass.
@@ -83,13 +107,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str], *, default_recipe: str | P
         parser.print_help()
         raise SystemExit(0)
     names = {item.name for kind in kinds for item in dataclasses.fields(kind) if item.init}
-    config, rest = default_recipe, list(argv)
-    for position, token in enumerate(rest):
-        if token == "--config" and position + 1 < len(rest):
-            config = rest[position + 1]
-        elif token.startswith("--config="):
-            config = token.removeprefix("--config=")
-    tokens = [*recipe_tokens(config, names), *rest]
+    config = given(argv, "config") or default_recipe
+    recipe = recipe_tokens(config, names) if config else []
+    tokens = [*_tokens(defaults or {}), *recipe, *argv]
     *values, unknown = parser.parse_args_into_dataclasses(tokens, return_remaining_strings=True)
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]

@@ -24,7 +24,7 @@ def result_table(metrics: Mapping, benchmark: str, columns: tuple[str, ...]) -> 
     body.append(["gain", *(f"{gain['gain']:+.1f}" for gain in gains)])
     body.append(["  95 % interval", *(f"[{gain['low']:+.1f}, {gain['high']:+.1f}]" for gain in gains)])
     body += [[name, *(f"{values[key]:.1f}" for key in keys)] for name, values in bounds]
-    return _aligned([head, *body])
+    return aligned([head, *body])
 
 
 def gain_table(metrics: Mapping) -> str:
@@ -40,10 +40,18 @@ def gain_table(metrics: Mapping) -> str:
         interval = f"[{gain['low']:+.1f}, {gain['high']:+.1f}]"
         values = [f"{metrics['before'][key]:.1f}", f"{metrics['after'][key]:.1f}", f"{gain['gain']:+.1f}"]
         rows.append([key, *values, interval])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells, the heading first, as a Markdown table with numbers to the right."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---" + "|---:" * (len(rows[0]) - 1) + "|")
+    return "\n".join(lines)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells, the heading first, in columns of equal width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ..registry import Registry
-from ..texts import DEFAULT_TEMPLATE
+from ..texts import DEFAULT_TEMPLATE, PLACEHOLDER, check_template
 from .configuration import ProjectionConfig
 
 
@@ -198,6 +198,24 @@ class ImageToWordProjection(PreTrainedModel):
             )
         return self.config.benchmark_templates.get(benchmark, self.config.prompt_template)
 
+    def use_template(self, template: str):
+        """
+        Takes one template for training and every benchmark, in the place of its authors'.
+
+        Args:
+            template (`str`): See [`check_template`].
+
+        Raises:
+            ValueError: the template is malformed, or has another number of placeholders than an image has words.
+        """
+        template = check_template(template)
+        if template.count(PLACEHOLDER) != self.config.num_pseudo_words:
+            raise ValueError(
+                f"`template` of a `{self.config.projection_type}` projection must hold "
+                f"{self.config.num_pseudo_words} placeholder(s) `{PLACEHOLDER}`, but is {template!r}."
+            )
+        self.config.prompt_template, self.config.benchmark_templates = template, {}
+
     def project(
         self,
         image_embeds: torch.Tensor,
@@ -349,10 +367,15 @@ class ImageToWordProjection(PreTrainedModel):
             config, _ = ProjectionConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
         elif isinstance(config, PreTrainedConfig):
             config = config.to_dict()
+        where = "/".join(part for part in (name, kwargs.get("subfolder")) if part)
+        if not config:
+            raise OSError(
+                f"There is no `config.json` in `{where}`. Give the folder of a projection, or its `subfolder`."
+            )
         projection_type = config.get("projection_type")
         if projection_type is None:
             raise ValueError(
-                f"`{name}` is no projection: its `config.json` has no `projection_type` (`model_type` is "
+                f"`{where}` is no projection: its `config.json` has no `projection_type` (`model_type` is "
                 f"`{config.get('model_type')}`). Give a folder that a projection's `save_pretrained` wrote."
             )
         return projection_type

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from ..texts import PLACEHOLDER
+from ..texts import PLACEHOLDER, check_template
 from .base import PROJECTIONS, ImageToWordProjection
 from .configuration import ProjectionConfig, check_positive
 from .searle import word_layers
@@ -265,6 +265,23 @@ class FTI4CIRProjection(ImageToWordProjection):
             return super().template_for(self.config.num_pseudo_words, benchmark)
         attributes = " ".join([PLACEHOLDER] * (num_words - 1))
         return self.config.attribute_template.replace(ATTRIBUTES_SLOT, attributes)
+
+    def use_template(self, template: str):
+        """
+        Takes one template, in which attributes follow the subject: `a photo of $ that {caption}` for one word becomes
+        `a photo of $ with $ $ that {caption}` for three.
+
+        Args:
+            template (`str`): See [`check_template`]; with one placeholder, the subject's.
+
+        Raises:
+            ValueError: the template is malformed, or has another number of placeholders than one.
+        """
+        template = check_template(template)
+        if template.count(PLACEHOLDER) != 1:
+            raise ValueError(f"`template` must hold one `{PLACEHOLDER}`, the subject's, but is {template!r}.")
+        self.config.prompt_template, self.config.benchmark_templates = template, {}
+        self.config.attribute_template = template.replace(PLACEHOLDER, f"{PLACEHOLDER} with {ATTRIBUTES_SLOT}")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -1,0 +1,131 @@
+"""What a run is made of: triplets, the towers of a CLIP, a projection, and the adapters to train."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+WORLD_PROJECTIONS = ("lincir", "pic2word", "searle", "context_i2w", "fti4cir")
+
+
+@dataclass
+class ModelArguments:
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters; the merged encoder is what is saved."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale times the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
+
+    def lora_config(self, text_encoder):
+        """The adapters of a text encoder, as a `peft.LoraConfig`."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=list(text_encoder.lora_target_modules),
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The towers of a CLIP with their preprocessing, and a projection for them."""
+
+    text_encoder: Any
+    vision_model: Any
+    tokenizer: Any
+    image_processor: Any
+    projection: Any
+    context_encoder: Any
+
+    def retriever(self):
+        """A `ComposedImageRetriever` of these parts."""
+        from rtd_hf import ComposedImageRetriever
+
+        return ComposedImageRetriever(
+            self.text_encoder,
+            self.vision_model,
+            projection=self.projection,
+            tokenizer=self.tokenizer,
+            image_processor=self.image_processor,
+            context_encoder=self.context_encoder,
+        )
+
+
+def load_triplets(source: str, number: int | None, seed: int):
+    """The text triplets as a `datasets.Dataset`; columns are checked by the trainer.
+
+    Args:
+        source (`str`): A file, a Hub id, or `shapes` for triplets of the offline world.
+        number (`int`, *optional*): How many; all of a file by default, 40,000 of the world.
+        seed (`int`): For the world's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    from datasets import Dataset, load_dataset
+
+    if source == "shapes":
+        from rtd_hf.shapes.edits import sample_triplet
+
+        rng = random.Random(f"triplets {seed}")
+        return Dataset.from_list([sample_triplet(rng) for _ in range(number or 40000)])
+    suffix = Path(source).suffix.lower().lstrip(".")
+    formats = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+    if suffix not in formats:
+        dataset = load_dataset(source, split="train")
+    elif Path(source).is_file():
+        dataset = load_dataset(formats[suffix], data_files=source, split="train")
+    else:
+        raise FileNotFoundError(f"`--triplets` {source} does not exist. Give a file, a Hub id, or `shapes`.")
+    return dataset.select(range(min(number, len(dataset)))) if number else dataset
+
+
+def load_parts(
+    clip_model: str,
+    projection: str,
+    *,
+    projection_subfolder: str = "",
+    prompt_template: str | None = None,
+    device="cpu",
+) -> Parts:
+    """Text encoder, image tower, tokenizer, image processor and projection.
+
+    Args:
+        clip_model (`str`): Folder or Hub id of the CLIP, or `shapes`.
+        projection (`str`): Folder or Hub id, or a name of `WORLD_PROJECTIONS` (`shapes` is `lincir`).
+        projection_subfolder (`str`, *optional*): Folder of the projection within it.
+        prompt_template (`str`, *optional*): Takes the place of all templates of the projection.
+        device (*optional*): Where the models are put.
+
+    Raises:
+        ValueError, OSError: If one of them is damaged, or is no such thing.
+    """
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, check_safetensors
+    from rtd_hf.contexts import quiet_transformers
+    from rtd_hf.shapes import ASSETS
+
+    clip = str(ASSETS / "clip") if clip_model == "shapes" else clip_model
+    words = "lincir" if projection == "shapes" else projection
+    words = str(ASSETS / words) if words in WORLD_PROJECTIONS and not Path(words).exists() else words
+    for folder in (Path(clip), Path(words, projection_subfolder)):
+        if folder.is_dir():
+            check_safetensors(folder)  # names the file that is damaged
+    with quiet_transformers():  # each tower reports the other one's weights as left over
+        fitted = ImageToWordProjection.from_pretrained(words, subfolder=projection_subfolder)
+        if prompt_template:
+            fitted.use_template(prompt_template)
+        original = CLIPTextModelForRTD.from_pretrained(clip) if fitted.needs_context else None
+        return Parts(
+            text_encoder=CLIPTextModelForRTD.from_pretrained(clip).to(device),
+            vision_model=CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False).to(device),
+            tokenizer=AutoTokenizer.from_pretrained(clip),
+            image_processor=CLIPImageProcessorPil.from_pretrained(clip),  # what the published CLIP was measured with
+            projection=fitted.eval().to(device),
+            context_encoder=original and original.eval().requires_grad_(False).to(device),
+        )
