@@ -1,9 +1,9 @@
 """From a trained text encoder to a folder that plain transformers loads: the checks, the export and the proof.
 
-What is published is always the stock class with its projection (`CLIPTextModelWithProjection`), keys `text_model.*`,
-in safetensors: the one layout that transformers 4.57 and 5 both load, as either text class and inside `CLIPModel`. A
-bare `CLIPTextModel` written by transformers 5 can have flat keys, which 4.x loads as random weights with only a
-warning (https://github.com/huggingface/transformers/issues/46285).
+What is published is always the stock class with its projection (`CLIPTextModelWithProjection`, `SiglipTextModel`),
+keys `text_model.*`, in safetensors: the one layout that transformers 4.57 and 5 both load, as any text class and in
+the whole model. A bare `CLIPTextModel` or a `SiglipTextModel` written by transformers 5 can have flat keys, which 4.x
+loads as random weights with only a warning (https://github.com/huggingface/transformers/issues/46285).
 """
 
 import copy
@@ -26,7 +26,6 @@ OWNER_FILE = ".rtd_hf.json"
 ADAPTER_FOLDER = "adapter"
 PARTIAL_PREFIX = ".partial-"
 KEY_PREFIXES = ("text_model.", "text_projection.")
-PROJECTION_KEY = "text_projection.weight"
 # Short, long, punctuated, in capitals, with the placeholder, and empty: rows of different lengths in one batch.
 PROBE_TEXTS = (
     "a photo of a cat",
@@ -118,7 +117,7 @@ def export_text_encoder(model, folder: str | os.PathLike, *, tokenizer=None, bas
     interrupted export leaves no half-written file under a final name.
 
     Args:
-        model ([`CLIPTextModelForRTD`], its stock class, or a `PeftModel` around one of them):
+        model ([`CLIPTextModelForRTD`] or another backbone, its stock class, or a `PeftModel` around one of them):
             The encoder. Adapters are merged on a copy; `model` itself is not changed.
         folder (`str` or `os.PathLike`): See [`prepare_output_dir`] for which folders are taken.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
@@ -134,8 +133,10 @@ def export_text_encoder(model, folder: str | os.PathLike, *, tokenizer=None, bas
         ValueError: A weight is not finite.
         FileExistsError, NotADirectoryError, PermissionError: See [`prepare_output_dir`].
     """
+    from .models import save_stock
+
     adapted = _has_adapters(model)
-    _stock_class(model.get_base_model() if adapted else model)
+    backbone = _backbone(model.get_base_model() if adapted else model)
     stock = _stock_model(copy.deepcopy(model).merge_and_unload() if adapted else model)
     folder = prepare_output_dir(folder)
     for abandoned in folder.glob(f"{PARTIAL_PREFIX}*"):  # left by a run that was killed
@@ -143,7 +144,7 @@ def export_text_encoder(model, folder: str | os.PathLike, *, tokenizer=None, bas
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder))
     try:
         with quiet_transformers():
-            stock.save_pretrained(partial)
+            save_stock(stock, partial, prefix=backbone.saved_prefix)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, partial)
             if adapted:
@@ -172,18 +173,20 @@ def _stock_model(model) -> torch.nn.Module:
     return stock
 
 
-def _stock_class(model) -> type:
+def _backbone(model) -> type:
+    """The class for training that belongs to a model of it, or to one of its stock class."""
     from .models import BACKBONES
 
+    by_stock_class = {backbone.stock_class: backbone for backbone in BACKBONES.values()}
     stock_class = getattr(model, "stock_class", type(model))
-    known = sorted({backbone.stock_class.__name__ for backbone in BACKBONES.values()})
-    if stock_class.__name__ not in known:
+    if stock_class not in by_stock_class:
+        known = sorted(known_class.__name__ for known_class in by_stock_class)
         raise TypeError(
             f"`model` must be a text encoder with its projection ({', '.join(known)}, its class for training, or a "
             f"`PeftModel` around one), but is a `{type(model).__name__}`. Load it with such a class; take a model out "
             "of its parallel wrapper with `accelerator.unwrap_model(model)`."
         )
-    return stock_class
+    return by_stock_class[stock_class]
 
 
 def _save_tokenizer(tokenizer, folder: Path) -> None:
@@ -192,6 +195,13 @@ def _save_tokenizer(tokenizer, folder: Path) -> None:
     if backend is not None and type(backend.model).__name__ == "BPE":
         # transformers 5 writes tokenizer.json alone; `CLIPTokenizer` of 4.x reads vocab.json and merges.txt.
         backend.model.save(str(folder))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config.get("extra_special_tokens"), list):
+        # As transformers 5 writes it; 4.x wants a mapping under this name, and the list under its older one.
+        more = config.pop("extra_special_tokens")
+        config |= {"additional_special_tokens": more} if more else {}
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _save_adapter(model, folder: Path, *, base_model: str | None) -> None:
@@ -219,8 +229,8 @@ def verify_drop_in(
     """Reloads an exported folder with the stock classes only and compares it with the model it came from.
 
     Checked: the safetensors header (keys, `format: pt`), a load as the class with projection (nothing missing, nothing
-    unexpected), a load as the bare text model (only `text_projection.weight` unexpected), the saved tokenizer's ids,
-    and the embeddings of both.
+    unexpected), a load as the bare text model where there is one (only `text_projection.weight` unexpected), the saved
+    tokenizer's ids, and the embeddings of both.
 
     Args:
         folder (`str` or `os.PathLike`): What [`export_text_encoder`] wrote.
@@ -241,24 +251,24 @@ def verify_drop_in(
     folder = Path(folder)
     tensors = _check_header(folder)
     base = model.get_base_model() if _has_adapters(model) else model
-    stock_class = _stock_class(base)
+    backbone, bare = _backbone(base), None
     device = next(model.parameters()).device
     with quiet_transformers():
-        reloaded, info = stock_class.from_pretrained(folder, output_loading_info=True)
-        _check_loading_info(folder, stock_class.__name__, info, unexpected=set())
-        bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
-        _check_loading_info(folder, type(bare).__name__, info, unexpected={PROJECTION_KEY})
+        reloaded, info = backbone.stock_class.from_pretrained(folder, output_loading_info=True)
+        _check_loading_info(folder, backbone.stock_class.__name__, info, unexpected=set())
+        if backbone.projection_key:
+            bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+            _check_loading_info(folder, type(bare).__name__, info, unexpected={backbone.projection_key})
         if (folder / "tokenizer_config.json").is_file():
             _check_tokenizer(folder, tokenizer, AutoTokenizer.from_pretrained(folder), texts)
-    longest = base.config.max_position_embeddings
-    inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+    inputs = _probe_rows(backbone, base, tokenizer, texts).to(device)
     with torch.no_grad(), evaluating(model):
-        expected = model(**inputs).text_embeds
-        reloaded, bare = reloaded.to(device).eval(), bare.to(device).eval()
-        found = {
-            stock_class.__name__: reloaded(**inputs).text_embeds,
-            type(bare).__name__: reloaded.text_projection(bare(**inputs).pooler_output),
-        }
+        expected = getattr(model(**inputs), "text_embeds" if isinstance(base, backbone) else backbone.stock_embeds)
+        reloaded = reloaded.to(device).eval()
+        found = {backbone.stock_class.__name__: getattr(reloaded(**inputs), backbone.stock_embeds)}
+        if bare is not None:
+            pooled = bare.to(device).eval()(**inputs).pooler_output
+            found[type(bare).__name__] = reloaded.text_projection(pooled)
     differences = {name: (embeds.float() - expected.float()).abs().max().item() for name, embeds in found.items()}
     for name, difference in differences.items():
         if not difference <= tolerance:  # also true for NaN
@@ -269,6 +279,21 @@ def verify_drop_in(
     return DropInReport(
         max_difference=max(differences.values()), num_tensors=len(tensors), num_parameters=reloaded.num_parameters()
     )
+
+
+def _probe_rows(backbone: type, base, tokenizer, texts: Sequence[str]):
+    """A batch as users of the stock class make it."""
+    rows = tokenizer(
+        list(texts),
+        padding=backbone.padding,
+        truncation=True,
+        max_length=base.config.max_position_embeddings,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    if backbone.padding == "max_length":
+        rows.pop("attention_mask", None)  # padding is read
+    return rows
 
 
 def check_safetensors(path: str | os.PathLike) -> tuple[list[str], dict[str, str]]:

@@ -17,7 +17,7 @@ from .texts import (
     clean_conditioning,
     compose_prompt,
 )
-from .tokens import TextTokenizer
+from .tokens import PLACE, TextTokenizer
 
 
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 # Tokenizers that state no maximum report an astronomically large one; such a number is not a length.
 _CLIP_MAX_LENGTH = 77
 _LARGEST_SENSIBLE_LENGTH = 1_000_000
+PADDINGS = ("longest", "max_length")
+# Words that are one token in every vocabulary of English, for tokenizers that delete or split the placeholder.
+_STAND_INS = ("thing", "object", "it", "a")
 
 
 class PromptTokenizer:
     """
     Turns captions into rows of token ids around a placeholder, padded to the longest row of the batch.
 
-    Every method returns the same keys, as tensors on the CPU for R rows of L tokens with P pooled positions each:
+    What it has to know of the text encoder is its [`~PseudoWordMixin.prompt_options`]:
+    `PromptTokenizer(tokenizer, template, **text_encoder.prompt_options())`. Every method returns the same keys, as
+    tensors on the CPU for R rows of L tokens with P pooled positions each:
 
     - `input_ids` `(R, L)` int64, right-padded with the tokenizer's padding token;
     - `position_ids` `(R, L)` int64;
@@ -43,8 +48,14 @@ class PromptTokenizer:
     With `packed=True` the one key is `packed_rows`, the same rows as [`PackedRows`]: no padding, shared prefixes
     stored once, every prompt a row of its own. The model takes either.
 
-    A `$` in a caption is never a placeholder, and a special token spelled out in a caption is ordinary text, so every
-    prompt has exactly one EOS. Tokenizers keep state during a call, so use one `PromptTokenizer` per thread.
+    With `padding="max_length"`, for towers that are not causal (SigLIP), every row is `max_length` long and pooled at
+    its last position, and padding is attended to like any token: `attention_mask` is all ones. No row can then carry
+    two prompts, and none can be packed.
+
+    The template's placeholders, and nothing else, become placeholders, also where the tokenizer would delete a `$`
+    (SigLIP's) or give it other tokens at the start of a text (SigLIP 2's): their tokens are put in by hand. A `$` in a
+    caption is none, and a special token spelled out in a caption is ordinary text, so every prompt has exactly one
+    EOS. Tokenizers keep state during a call, so use one `PromptTokenizer` per thread.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the text encoder.
@@ -52,17 +63,23 @@ class PromptTokenizer:
         max_length (`int`, *optional*):
             Longest row in tokens, BOS and EOS included. Defaults to the tokenizer's own maximum, or 77 (CLIP) where it
             states none. Longer text is cut but keeps its EOS.
+        padding (`str`, *optional*, defaults to `"longest"`): `"longest"` of the batch, or `"max_length"`, see above.
+        lower_case (`bool`, *optional*, defaults to `False`):
+            Make all letters small, for an encoder trained so whose tokenizer does not do it.
         share_prefixes (`bool`, *optional*, defaults to `True`): See [`pack_rows`]; for packed rows only.
 
     Attributes:
-        placeholder_id (`int`): Token id of the placeholder.
+        placeholder_id (`int`):
+            Token id that stands at the placeholders: that of `$`, or of another word where `$` is no ordinary token.
+            Its embedding is what pseudo-words overwrite.
         num_placeholders (`int`): Placeholders per prompt; the pseudo-words given to the model must be as many.
         bare_is_prefix (`bool`): Whether the bare prompt's tokens start the full prompt's: one row can carry both.
         num_truncated (`int`): How many texts were cut so far, all calls together.
 
     Raises:
-        ValueError: the template is malformed, `$` is not one ordinary token or does not stay one inside the template,
-            the tokenizer ends its rows with no EOS, or `max_length` leaves no room for a caption.
+        ValueError: the template is malformed, the tokenizer neither works word by word nor keeps `$` as one ordinary
+            token in the template, it ends its rows with no EOS, `padding` is unknown, or `max_length` leaves no room
+            for a caption.
     """
 
     def __init__(
@@ -71,11 +88,15 @@ class PromptTokenizer:
         template: str = DEFAULT_TEMPLATE,
         *,
         max_length: int | None = None,
+        padding: str = "longest",
+        lower_case: bool = False,
         share_prefixes: bool = True,
     ):
+        if padding not in PADDINGS:
+            raise ValueError(f"`padding` must be one of {', '.join(map(repr, PADDINGS))}, but is {padding!r}.")
         self.tokenizer = tokenizer
-        self.share_prefixes = share_prefixes
-        self._tokenize = TextTokenizer(tokenizer)
+        self.padding, self.share_prefixes = padding, share_prefixes
+        self._tokenize = TextTokenizer(tokenizer, placeholder=PLACEHOLDER, lower_case=lower_case)
         self.template = check_template(template)
         if max_length is None:
             stated = getattr(tokenizer, "model_max_length", None)
@@ -169,7 +190,7 @@ class PromptTokenizer:
         pairs = list(zip(references, captions, strict=True))
         full = self._tokenize([compose_prompt(self.template, caption, reference=ref) for ref, caption in pairs])
         bare_rows = self._tokenize([bare_prompt(self.template, reference=ref) for ref in references]) if bare else None
-        return self._lay_out(full, bare_rows, mark_placeholders=False, packed=packed)
+        return self._lay_out(full, bare_rows, packed=packed)
 
     def encode(
         self, texts: Sequence[str], *, packed: bool = False, num_prompts: int = 1
@@ -190,8 +211,8 @@ class PromptTokenizer:
         """
         rows = self._tokenize([clean_caption(text) for text in self._check_texts(texts, "texts")])
         if packed:
-            return self._pack([self._cut(row, self.max_length) for row in rows], num_prompts, mark_placeholders=False)
-        return self._lay_out(rows, None, mark_placeholders=False)
+            return self._pack([self._cut(row, self.max_length) for row in rows], num_prompts)
+        return self._lay_out(rows, None)
 
     def mark(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """
@@ -209,9 +230,7 @@ class PromptTokenizer:
             TypeError: `texts` is one string instead of a sequence of strings.
             ValueError: `texts` is empty.
         """
-        batch = self._lay_out(self._tokenize(self._check_texts(texts, "texts")), None, mark_placeholders=False)
-        batch["placeholder_mask"] = (batch["input_ids"] == self.placeholder_id) & batch["attention_mask"].bool()
-        return batch
+        return self._lay_out(self._tokenize(self._check_texts(texts, "texts")), None)
 
     # Layout
 
@@ -224,48 +243,41 @@ class PromptTokenizer:
             full = [self._shorten(row, caption) for row, caption in zip(full, captions, strict=True)]
         bare_rows = self._tokenize([bare_prompt(self.template)]) * len(full) if bare else None
         if token_id is not None:
-            names = {self.placeholder_id: token_id}  # no caption holds the placeholder, it was cleaned
             full, bare_rows = (
-                rows and [[names.get(token, token) for token in row] for row in rows] for rows in (full, bare_rows)
+                rows and [[token_id if token == PLACE else token for token in row] for row in rows]
+                for rows in (full, bare_rows)
             )
-        return self._lay_out(full, bare_rows, mark_placeholders=token_id is None, packed=packed)
+        return self._lay_out(full, bare_rows, packed=packed)
 
     def _lay_out(
-        self,
-        full: list[list[int]],
-        bare: list[list[int]] | None,
-        *,
-        mark_placeholders: bool,
-        packed: bool = False,
+        self, full: list[list[int]], bare: list[list[int]] | None, *, packed: bool = False
     ) -> dict[str, torch.Tensor | PackedRows]:
         two_in_one = bare is not None and self.bare_is_prefix
         limit = self.max_length - two_in_one
         full = [self._cut(row, limit) for row in full]
         bare = bare and [self._cut(row, limit) for row in bare]
         if packed:
-            return self._pack(full + (bare or []), 2 if bare else 1, mark_placeholders)
+            return self._pack(full + (bare or []), 2 if bare else 1)
         if bare is None:
-            return self._pad(full, None, mark_placeholders)
+            return self._pad(full, None)
         if not two_in_one:
-            return self._pad(full + bare, None, mark_placeholders)
+            return self._pad(full + bare, None)
         inner = np.array([len(row) - 1 for row in bare])
         rows = [prefix + row[len(prefix) - 1 :] for prefix, row in zip(bare, full, strict=True)]
-        return self._pad(rows, inner, mark_placeholders)
+        return self._pad(rows, inner)
 
-    def _pad(
-        self, rows: list[list[int]], inner: np.ndarray | None, mark_placeholders: bool
-    ) -> dict[str, torch.Tensor]:
+    def _pad(self, rows: list[list[int]], inner: np.ndarray | None) -> dict[str, torch.Tensor]:
         """`inner (R,)` holds the position of the bare prompt's EOS in each row."""
-        input_ids, lengths, filled = self._as_matrix(rows)
-        columns = np.arange(lengths.max())
+        input_ids, lengths, placeholder_mask = self._as_matrix(rows)
+        columns = np.arange(input_ids.shape[1])
+        filled = columns < lengths[:, None]
+        if self.padding == "max_length":  # all of a row is read, and its last position is pooled
+            filled[:], lengths[:] = True, self.max_length
         position_ids = np.broadcast_to(columns, filled.shape).copy()
         pooling_positions = (lengths - 1)[:, None]
         if inner is not None:
             position_ids -= columns > inner[:, None]
             pooling_positions = np.stack([lengths - 1, inner], axis=1)
-        placeholder_mask = np.zeros(filled.shape, dtype=bool)
-        if mark_placeholders:
-            placeholder_mask = self._placeholders(input_ids, filled)
         arrays = {
             "input_ids": input_ids,
             "position_ids": position_ids,
@@ -275,12 +287,16 @@ class PromptTokenizer:
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _pack(self, rows: list[list[int]], num_prompts: int, mark_placeholders: bool) -> dict[str, PackedRows]:
+    def _pack(self, rows: list[list[int]], num_prompts: int) -> dict[str, PackedRows]:
         """`rows` are `num_prompts` blocks of equal size; the i-th rows of all blocks hold the same pseudo-words."""
-        input_ids, lengths, filled = self._as_matrix(rows)
+        if self.padding == "max_length":
+            raise ValueError(
+                "`packed` rows hold no padding, but with `padding='max_length'` the text encoder reads it. Leave "
+                "`packed` out."
+            )
+        input_ids, lengths, marked = self._as_matrix(rows)
         words = None
-        if mark_placeholders:
-            marked = self._placeholders(input_ids, filled)
+        if marked.any():
             first = np.arange(len(rows)) % (len(rows) // num_prompts) * self.num_placeholders
             words = np.where(marked, first[:, None] + marked.cumsum(axis=1) - 1, -1)
         packed = pack_rows(
@@ -289,20 +305,15 @@ class PromptTokenizer:
         return {"packed_rows": packed}
 
     def _as_matrix(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids `(R, L)`, padded, lengths `(R,)`, and where a token stands `(R, L)`."""
+        """Token ids `(R, L)`, padded, lengths `(R,)`, and where a pseudo-word is to be written `(R, L)`."""
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        input_ids = np.full((len(rows), lengths.max()), self.pad_token_id, dtype=np.int64)
-        filled = np.arange(input_ids.shape[1]) < lengths[:, None]
+        width = self.max_length if self.padding == "max_length" else lengths.max()
+        input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        filled = np.arange(width) < lengths[:, None]
         input_ids[filled] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
-        return input_ids, lengths, filled
-
-    def _placeholders(self, input_ids: np.ndarray, filled: np.ndarray) -> np.ndarray:
-        """Where a pseudo-word is written, `(R, L)`."""
-        if not self.bare_is_prefix:
-            return filled & (input_ids == self.placeholder_id)
-        mask = np.zeros(filled.shape, dtype=bool)
-        mask[:, self._placeholder_columns] = True
-        return mask
+        marked = input_ids == PLACE
+        input_ids[marked] = self.placeholder_id
+        return input_ids, lengths, marked
 
     def _cut(self, row: list[int], limit: int) -> list[int]:
         if len(row) <= limit:
@@ -344,33 +355,32 @@ class PromptTokenizer:
         return eos
 
     def _find_placeholder(self) -> int:
-        tokens = self.tokenizer(PLACEHOLDER, add_special_tokens=False)["input_ids"]
-        if len(tokens) != 1 or tokens[0] in self.tokenizer.all_special_ids:
-            raise ValueError(
-                f"`tokenizer` must know the placeholder `{PLACEHOLDER}` as one ordinary token, but turns it into "
-                f"{self._spell(tokens)}. Use the tokenizer that was published with the text encoder; do not add a "
-                f"token, because its id would lie beyond the embedding table."
-            )
-        return tokens[0]
+        """A token to stand at the placeholders; the model overwrites its embedding, so one is as good as another."""
+        special = set(self.tokenizer.all_special_ids)
+        for word in (PLACEHOLDER, *_STAND_INS):
+            tokens = self._tokenize.tokens_of(word)
+            if len(tokens) == 1 and tokens[0] not in special:
+                return tokens[0]
+        raise ValueError(
+            f"`tokenizer` knows none of `{PLACEHOLDER}`, {', '.join(map(repr, _STAND_INS))} as one ordinary token, so "
+            f"nothing can stand in the place of a pseudo-word. Use the tokenizer that was published with the text "
+            f"encoder."
+        )
 
     def _check_layout(self):
         bare = self._tokenize([bare_prompt(self.template)])[0]
-        if bare.count(self.placeholder_id) != self.num_placeholders:
+        if bare.count(PLACE) != self.num_placeholders:
+            spelled = self.tokenizer.convert_ids_to_tokens([t if t != PLACE else self.placeholder_id for t in bare])
             raise ValueError(
                 f"`template` {self.template!r} holds {self.num_placeholders} placeholder(s), but `tokenizer` keeps "
-                f"{bare.count(self.placeholder_id)} of them as a token of its own: {self._spell(bare)}. Reword the "
+                f"{bare.count(PLACE)} of them as a token of its own: {', '.join(map(repr, spelled))}. Reword the "
                 f"template around `{PLACEHOLDER}`."
             )
         probe = self._tokenize([compose_prompt(self.template, "red")])[0]
-        self.bare_is_prefix = probe[: len(bare) - 1] == bare[:-1]
-        self._placeholder_columns = [column for column, token in enumerate(bare) if token == self.placeholder_id]
+        self.bare_is_prefix = self.padding == "longest" and probe[: len(bare) - 1] == bare[:-1]
         shortest = len(self._tokenize([compose_prompt(self.template, "")])[0])
         if self.max_length < shortest + 2:
             raise ValueError(
                 f"`max_length` is {self.max_length}, but `template` {self.template!r} alone takes {shortest} tokens, "
                 f"one more with both prompts in a row. Give at least {shortest + 2}."
             )
-
-    def _spell(self, tokens: list[int]) -> str:
-        names = self.tokenizer.convert_ids_to_tokens(tokens)
-        return ", ".join(f"{name!r} ({token})" for name, token in zip(names, tokens, strict=True)) or "nothing"

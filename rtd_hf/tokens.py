@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PLACE = -1  # no token's id: stands in a row where a pseudo-word is to be written
+
 # Texts with everything that could join tokens across a space, or change under a normaliser that sees the neighbours.
 _PROBES = (
     "",
@@ -18,6 +20,7 @@ _PROBES = (
     "\u4e2d\u6587 \u65e5\u672c \ud55c\uad6d \u0e44\u0e17 \u0905 \U0001f600 \U0001f468\u200d\U0001f469 \u200d",
     "x\u00ad y \ufeff z _ __ #hash @at a/b c\\d",
 )
+_FILLER = "a"  # what stands before a word to see it in the middle of a text
 _MOST_WORDS = 500_000  # a bound on memory; the 25,000 captions of COCO val2017 hold 10,000
 
 
@@ -27,24 +30,39 @@ class TextTokenizer:
 
     Byte-pair encodings of CLIP's kind work on one word at a time, so a word's tokens can be remembered: captions share
     a small vocabulary, and 27 thousand texts a second become 760 thousand (24,000 of COCO's captions met before,
-    CLIP's vocabulary, one core of an AMD EPYC). Whether a tokenizer is of that kind is found out by tokenizing texts
-    whole and by words; the others are asked each time.
+    CLIP's vocabulary, one core of an AMD EPYC). So do SigLIP's, and SigLIP 2's, for which a word that begins a text
+    has other tokens than one within it. Whether a tokenizer is of that kind is found out by tokenizing texts whole and
+    by words; the others are asked each time.
 
     A special token spelled out in a text is ordinary text, as a second EOS would end the prompt early.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The text encoder's tokenizer.
+        placeholder (`str`, *optional*):
+            A word that becomes the one id `PLACE` (-1) wherever it stands alone, whatever the tokenizer makes of it.
+        lower_case (`bool`, *optional*, defaults to `False`):
+            Make all letters small first, for an encoder trained so whose tokenizer does not do it.
 
     Attributes:
         by_words (`bool`): Whether words are remembered.
+
+    Raises:
+        ValueError: the tokenizer does not work by words, and the placeholder is not one ordinary token of it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        self.tokenizer = tokenizer
-        self._words: dict[str, list[int]] = {}
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, placeholder: str | None = None, lower_case: bool = False
+    ):
+        self.tokenizer, self.lower_case = tokenizer, lower_case
+        self._first: dict[str, list[int]] = {}  # tokens of words that begin a text
+        self._words: dict[str, list[int]] = self._first  # of the others; the same, unless they differ
         self._start, self._end = self._frame()
-        self.by_words = self._added_are_words() and all(self._join(text) == self.whole([text])[0] for text in _PROBES)
-        self._words.clear()
+        self.by_words = self._added_are_words() and (self._joins() or self._joins_apart())
+        self._placeholder = placeholder
+        self._placeholder_id = None
+        if placeholder is not None and not self.by_words:
+            self._placeholder_id = self._ordinary(placeholder)
+        self._forget()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """
@@ -55,25 +73,29 @@ class TextTokenizer:
             `list[list[int]]`: One row of token ids a text.
         """
         if not self.by_words:
-            return self.whole(texts)
-        if len(self._words) > _MOST_WORDS:
-            self._words.clear()
-        known, start, end = self._words, self._start, self._end
+            token = self._placeholder_id
+            return [[PLACE if each == token else each for each in row] for row in self.whole(texts)]
+        if max(len(self._first), len(self._words)) > _MOST_WORDS:
+            self._forget()
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        first, later, start, end = self._first, self._words, self._start, self._end
         rows = []
         for text in texts:
-            row = start.copy()
+            row, known = start.copy(), first
             for word in text.split():
                 tokens = known.get(word)
-                row += self._learn(word) if tokens is None else tokens
+                row += self._learn(word, known) if tokens is None else tokens
+                known = later
             row += end
             rows.append(row)
         return rows
 
     def whole(self, texts: Sequence[str]) -> list[list[int]]:
-        """The plain form: the same by the tokenizer alone."""
+        """The plain form: the same by the tokenizer alone, a placeholder being a word like any other."""
         # Cutting is done elsewhere and not by the tokenizer, because cut rows are counted.
         return self.tokenizer(
-            list(texts),
+            [text.lower() for text in texts] if self.lower_case else list(texts),
             add_special_tokens=True,
             truncation=False,
             padding=False,
@@ -82,9 +104,28 @@ class TextTokenizer:
             verbose=False,
         )["input_ids"]
 
+    def tokens_of(self, word: str) -> list[int]:
+        """The tokenizer's tokens of a word that stands within a text, without BOS and EOS."""
+        alone, followed = self.whole([_FILLER, f"{_FILLER} {word}"])
+        end = len(self._end)
+        return followed[len(alone) - end : len(followed) - end]
+
+    def _ordinary(self, placeholder: str) -> int:
+        tokens = self.whole([placeholder])[0][len(self._start) :]
+        tokens = tokens[: len(tokens) - len(self._end)]
+        if len(tokens) != 1 or tokens[0] in self.tokenizer.all_special_ids:
+            names = self.tokenizer.convert_ids_to_tokens(tokens)
+            spelled = ", ".join(f"{name!r} ({token})" for name, token in zip(names, tokens, strict=True))
+            raise ValueError(
+                f"`tokenizer` does not work word by word, so it must know the placeholder `{placeholder}` as one "
+                f"ordinary token, but turns it into {spelled or 'nothing'}. Use the tokenizer that was published with "
+                f"the text encoder; do not add a token, because its id would lie beyond the embedding table."
+            )
+        return tokens[0]
+
     def _frame(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and behind every text."""
-        empty, word = self.whole(["", "a"])
+        empty, word = self.whole(["", _FILLER])
         start = next((i for i, (one, other) in enumerate(zip(empty, word, strict=False)) if one != other), len(empty))
         return empty[:start], empty[start:]
 
@@ -93,11 +134,35 @@ class TextTokenizer:
         special = set(self.tokenizer.all_special_tokens)
         return not any(len(text.split()) > 1 for text in set(self.tokenizer.get_added_vocab()) - special)
 
-    def _learn(self, word: str) -> list[int]:
-        row = self.whole([word])[0]
-        tokens = row[len(self._start) : len(row) - len(self._end)]
-        self._words[word] = tokens
+    def _joins(self) -> bool:
+        """Whether a text's tokens are those of its words."""
+        self._first.clear()
+        self._words.clear()
+        return all(self._join(text) == self.whole([text])[0] for text in _PROBES)
+
+    def _joins_apart(self) -> bool:
+        """The same where the first word has tokens of its own, the others being known by the space before them."""
+        self._words = {}
+        return self._joins()
+
+    def _forget(self) -> None:
+        for known in (self._first, self._words):
+            known.clear()
+            if self._placeholder is not None:
+                known[self._placeholder] = [PLACE]
+
+    def _learn(self, word: str, known: dict[str, list[int]]) -> list[int]:
+        if known is self._first:
+            row = self.whole([word])[0]
+            tokens = row[len(self._start) : len(row) - len(self._end)]
+        else:
+            tokens = self.tokens_of(word)
+        known[word] = tokens
         return tokens
 
     def _join(self, text: str) -> list[int]:
-        return [*self._start, *(token for word in text.split() for token in self._learn(word)), *self._end]
+        row, known = self._start.copy(), self._first
+        for word in (text.lower() if self.lower_case else text).split():
+            row += self._learn(word, known)
+            known = self._words
+        return row + self._end

@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import torch
+import transformers
+from backbone_models import tiny_backbone
 from helpers import tiny_text_config, tiny_text_model, tiny_tokenizer
 from safetensors import safe_open
 from transformers import (
@@ -90,17 +92,21 @@ def handwritten(model, input_ids, words=None, mask=None):
 @pytest.mark.parametrize("backbone", sorted(set(BACKBONES.values()), key=lambda entry: entry.__name__))
 def test_a_backbone_adds_no_weights_and_states_its_facts(backbone):
     assert issubclass(backbone, backbone.stock_class)
-    model = tiny_text_model(backbone)
+    model = tiny_backbone(backbone)
     stock = backbone.stock_class(model.config)
     assert list(model.state_dict()) == list(stock.state_dict())
     stock.load_state_dict(model.state_dict(), strict=True)
     assert [name for name, _ in model.named_buffers()] == [name for name, _ in stock.named_buffers()]
-    assert model.config.model_type in BACKBONES
-    assert backbone.placeholder_token == "$"
-    assert backbone.padding in ("longest", "max_length")
+    assert model.config.model_type in BACKBONES and model.config.model_type in backbone.model_types()
+    assert model.projection_dim == 24
+    longest = model.config.max_position_embeddings
+    options = model.prompt_options()
+    assert options["padding"] == backbone.padding in ("longest", "max_length") and options["max_length"] == longest
+    output = model(input_ids=torch.full((1, longest), min(model.config.eos_token_id, 999)))
+    assert isinstance(output, backbone.output_class) and output.text_embeds.shape == (1, 24)
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(backbone.lora_target_modules) <= names
-    assert hasattr(backbone.vision_class, "from_pretrained")
+    assert hasattr(backbone.vision_class, "from_pretrained") and hasattr(transformers, backbone.image_processor_class)
 
 
 def test_a_whole_clip_checkpoints_configuration_leads_to_its_text_backbone():

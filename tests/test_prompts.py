@@ -3,6 +3,7 @@ import torch
 from helpers import build_tokenizer, byte_symbols, real_tokenizer, tiny_tokenizer
 from transformers import CLIPTokenizer
 
+from rtd_hf import prompts as prompts_module
 from rtd_hf.prompts import PromptTokenizer
 from rtd_hf.texts import (
     DEFAULT_TEMPLATE,
@@ -290,18 +291,88 @@ class Rewriting:
         return self._tokenizer([text.replace(self._old, self._new) for text in texts], **options)
 
 
-def test_a_vocabulary_without_the_placeholder_is_refused():
+def bytes_only(*missing):
+    """A CLIP tokenizer that spells words, and has no word of the `missing` letters; they become EOS, the unknown."""
     symbols = byte_symbols()
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols if symbol != "$"), "<|startoftext|>", "<|endoftext|>"]
-    unknowing = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-    # The unknown token is EOS: one token, but not the placeholder's.
-    with pytest.raises(ValueError, match=r"`\$` as one ordinary token, but turns it into '<\|endoftext\|>'.*Use the"):
-        PromptTokenizer(unknowing)
+    words = [symbol + "</w>" for symbol in symbols if symbol not in missing]
+    tokens = [*symbols, *words, "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
 
 
-def test_a_placeholder_of_several_tokens_is_refused_and_spelled_out(tokenizer):
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("template", ["a photo of $ that {caption}", "a {caption} photo of $", "$ a {caption} $ a"])
+def test_where_the_placeholder_is_no_token_another_stands_in(template, bare):
+    unknowing = bytes_only("$")
+    prompts = PromptTokenizer(unknowing, template)
+    stand_in = unknowing.convert_tokens_to_ids("a</w>")
+    assert prompts.placeholder_id == stand_in
+    batch = prompts.compose(["is a $ a", "a"], bare=bare)
+    # Where the placeholder is a token, the same but there, whatever `a` there is besides.
+    truth = PromptTokenizer(bytes_only("#"), template).compose(["is a $ a", "a"], bare=bare)
+    assert batch["placeholder_mask"].equal(truth["placeholder_mask"]) and batch["placeholder_mask"].any()
+    knowing = bytes_only("#")
+    names = [knowing.convert_ids_to_tokens(row) for row in truth["input_ids"].tolist()]
+    for row, (found, expected) in enumerate(zip(batch["input_ids"].tolist(), names, strict=True)):
+        expected = ["a</w>" if truth["placeholder_mask"][row, i] else name for i, name in enumerate(expected)]
+        assert unknowing.convert_ids_to_tokens(found) == expected
+
+
+def test_a_placeholder_of_several_tokens_is_put_in_by_hand(tokenizer):
+    prompts = PromptTokenizer(Rewriting(tokenizer, "$", "a $"))
+    assert prompts.placeholder_id == tokenizer.convert_tokens_to_ids("it</w>")
+    assert rows_of(prompts.compose(["is red"])) == [ids_of(tokenizer, "a photo of it that is red")]
+    assert prompts.mark(["it is $ , $"])["placeholder_mask"].nonzero().tolist() == [[0, 3], [0, 5]]
+
+
+def test_a_vocabulary_in_which_nothing_can_stand_in_is_refused(monkeypatch):
+    monkeypatch.setattr(prompts_module, "_STAND_INS", ("thing", "it"))
+    with pytest.raises(ValueError, match=r"knows none of `\$`, 'thing', 'it' as one ordinary token.*Use the"):
+        PromptTokenizer(bytes_only("$"))
+
+
+def test_a_tokenizer_that_splits_the_placeholder_and_sees_across_spaces_is_refused(tokenizer):
+    both = Rewriting(Rewriting(tokenizer, "$ ,", "$,"), "$", "a $")
     with pytest.raises(ValueError, match=r"turns it into 'a</w>' \(320\), '\$</w>' \(259\)"):
-        PromptTokenizer(Rewriting(tokenizer, "$", "a $"))
+        PromptTokenizer(both)
+
+
+@pytest.mark.parametrize("template", [DEFAULT_TEMPLATE, "a {caption} photo of $", "$ with $ , {caption}"])
+def test_rows_of_fixed_length_are_pooled_at_their_last_position(tokenizer, template):
+    prompts = PromptTokenizer(tokenizer, template, max_length=24, padding="max_length")
+    plain = PromptTokenizer(tokenizer, template, max_length=24)
+    captions = ["is red", "is blue and has a tree"]
+    assert not prompts.bare_is_prefix
+    batch = prompts.compose(captions, bare=True)
+    singles = [plain.compose([caption]) for caption in captions]
+    bare = tokenizer(bare_prompt(template))["input_ids"]
+    rows = [rows_of(single)[0] for single in singles] + [bare] * 2
+    pad = tokenizer.pad_token_id
+    assert batch["input_ids"].tolist() == [row + [pad] * (24 - len(row)) for row in rows]
+    assert batch["attention_mask"].tolist() == [[1] * 24] * 4
+    assert batch["position_ids"].tolist() == [list(range(24))] * 4
+    assert batch["pooling_positions"].tolist() == [[23]] * 4
+    assert batch["placeholder_mask"].equal(batch["input_ids"] == prompts.placeholder_id)
+    encoded = prompts.encode(["a dog", LONG])
+    assert encoded["input_ids"].shape == (2, 24) and encoded["input_ids"][1, -1] == tokenizer.eos_token_id
+    assert encoded["pooling_positions"].tolist() == [[23], [23]]
+
+
+def test_rows_of_fixed_length_cannot_be_packed(tokenizer):
+    prompts = PromptTokenizer(tokenizer, padding="max_length")
+    for call in (prompts.compose, prompts.encode):
+        with pytest.raises(ValueError, match="with `padding='max_length'` the text encoder reads it"):
+            call(["is red"], packed=True)
+    with pytest.raises(ValueError, match="`padding` must be one of 'longest', 'max_length', but is 'max'"):
+        PromptTokenizer(tokenizer, padding="max")
+
+
+def test_letters_are_made_small_where_that_is_asked():
+    cased = bytes_only()
+    cased.backend_tokenizer.normalizer = None
+    asked, plain = (PromptTokenizer(cased, lower_case=lower) for lower in (True, False))
+    assert (
+        rows_of(asked.compose(["Is RED"])) == rows_of(plain.compose(["is red"])) != rows_of(plain.compose(["Is RED"]))
+    )
 
 
 def test_a_template_in_which_the_placeholder_merges_is_refused(tokenizer):

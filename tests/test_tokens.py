@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from backbone_models import gemma_tokenizer, siglip_tokenizer
 from helpers import build_tokenizer, real_tokenizer, tiny_tokenizer
+from transformers import Siglip2Tokenizer
 from world_models import world_tokenizer
 
 from rtd_hf import tokens
@@ -114,6 +116,23 @@ def test_random_texts_by_words_are_those_tokenized_whole(build, clean):
     texts = [clean(draw_text(rng)) for _ in range(3000)]
     assert sum(" " in text for text in texts) > 1000
     assert_same(tokenize, texts)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "gemma", "siglip2"])
+@pytest.mark.parametrize("clean", [clean_caption, clean_conditioning])
+def test_random_texts_of_siglips_tokenizers_by_words_are_those_tokenized_whole(kind, clean, tmp_path):
+    build = {
+        "siglip": lambda: siglip_tokenizer(tmp_path),
+        "gemma": gemma_tokenizer,
+        "siglip2": lambda: gemma_tokenizer(Siglip2Tokenizer),
+    }[kind]
+    for lower_case in (False, True):
+        tokenize, rng = TextTokenizer(build(), lower_case=lower_case), random.Random(1)
+        assert tokenize.by_words
+        assert_same(tokenize, [clean(draw_text(rng)) for _ in range(1500)])
+        assert_same(tokenize, [f"a {one} b{two}c {one}{two}" for one in SPECIALS for two in (*SPECIALS, "<eos>")])
+        rows = tokenize([f"a {special} b" for special in (*SPECIALS, "<eos>", "<unk>")])
+        assert all(row.count(tokenize.tokenizer.eos_token_id) == 1 for row in rows)
 
 
 def test_every_letter_at_both_ends_of_a_word():
@@ -246,13 +265,8 @@ def byte_level():
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
-@pytest.mark.parametrize(
-    "build",
-    [lambda: Gluing(build_tokenizer([("$", ",</w>")])), lambda: Counting(byte_level())],
-    ids=["one-pair", "byte-level"],
-)
-def test_a_tokenizer_that_joins_across_spaces_is_asked_each_time(build):
-    counting = build()
+def test_a_tokenizer_that_joins_across_spaces_is_asked_each_time():
+    counting = Gluing(build_tokenizer([("$", ",</w>")]))
     tokenize = TextTokenizer(counting)
     assert not tokenize.by_words
     texts = ["a red dog", "a photo of $ , red", "a red dog"]
@@ -264,6 +278,40 @@ def test_a_tokenizer_that_joins_across_spaces_is_asked_each_time(build):
         assert rows == tokenize.whole(texts)
         assert [row[1:-1] for row in rows] != singly
     assert not tokenize._words
+
+
+def test_a_word_that_begins_a_text_may_have_tokens_of_its_own():
+    counting = Counting(byte_level())
+    tokenize = TextTokenizer(counting)
+    assert tokenize.by_words
+    counting.asked.clear()
+    texts = ["a red dog", "red a red dog's", "dog $ $", "$ red", ""]
+    rows = tokenize(texts)
+    asked = len(counting.asked)
+    assert tokenize(texts) == rows == [tokenize.whole([text])[0] for text in texts]
+    assert len(counting.asked) == asked + len(texts)  # by `whole` alone
+    first, later = (row[1] for row in tokenize.whole(["a", "red a"]))
+    assert first != later
+    assert tokenize.tokens_of("a") == [tokenize.tokenizer.convert_tokens_to_ids("\u0120a")]
+    assert_same(tokenize, [clean_caption(draw_text(random.Random(number))) for number in range(500)])
+
+
+@pytest.mark.parametrize("build", [real_tokenizer, tiny_tokenizer, byte_level])
+def test_the_placeholder_is_put_in_where_it_stands_alone(build):
+    tokenizer = build()
+    tokenize, plain = TextTokenizer(tokenizer, placeholder="$"), TextTokenizer(tokenizer)
+    texts = ["a photo of $ that", "$ , $", "$", "a$ $b $$ 5$ $", ""]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    expected = []
+    for text in texts:
+        words = text.split()
+        parts = [plain.whole(words[:1])[0][1:-1], *map(plain.tokens_of, words[1:])] if words else []
+        parts = [[tokens.PLACE] if word == "$" else part for word, part in zip(words, parts, strict=True)]
+        expected.append([bos, *(token for part in parts for token in part), eos])
+    for _ in range(2):
+        assert tokenize(texts) == expected
+    tokenize._forget()
+    assert tokenize(texts) == expected
 
 
 def test_an_added_token_of_two_words_is_found():

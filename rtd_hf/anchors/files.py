@@ -1,16 +1,16 @@
 """The files of an `AnchorStore`, parts, index and manifest: written whole or not at all, and checked when read."""
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from transformers.utils import logging
+
+from ..files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -62,33 +62,14 @@ def part_files(folder: Path) -> list[str]:
 # Writing
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file to write to, which becomes `path` at once: no kill and no power cut leaves half of `path`."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        yield temporary
-        _sync(temporary, os.O_RDWR)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        _sync(path.parent, os.O_RDONLY)
-
-
 def _write_arrow(path: Path, columns: Mapping[str, pa.Array], metadata: Mapping) -> None:
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     schema = pa.schema(fields, metadata={_METADATA: json.dumps(metadata, sort_keys=True)})
-    with _whole(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with (
+        whole_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
         # One batch and no compression: the columns are then arrays in the mapped file.
         writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
 
@@ -134,7 +115,7 @@ def write_index(folder: Path) -> None:
             for part in parts
         ],
     }
-    with _whole(folder / MANIFEST) as temporary:
+    with whole_file(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for entry in folder.glob("index-*.arrow"):
         if entry != index:

@@ -1,22 +1,19 @@
 """What the embedding of a caption depends on, as a few hashes: equal ones mean equal embeddings."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
+from ..files import hash_bytes, hash_weights
 from ..texts import clean_caption, text_id
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_HASHED_AT_ONCE = 1 << 26  # bytes
 
 # The ingredients in the words of an error.
 _INGREDIENTS = {
@@ -44,7 +41,7 @@ def encoder_fingerprint(
 
     Args:
         model ([`CLIPTextModelForRTD`]): The encoder, or the model with adapters around it.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, a fast one.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, a fast one or one of SentencePiece.
         max_length (`int`, *optional*): Longest caption in tokens; as many as the encoder has positions by default.
 
     Returns:
@@ -54,20 +51,13 @@ def encoder_fingerprint(
         TypeError: the tokenizer has no serialised form.
     """
     base = base_encoder(model)
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise TypeError(
-            f"`tokenizer` must be a fast one, whose vocabulary and rules can be written out, got "
-            f"{type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained`."
-        )
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
     settings = {name: getattr(base.config, name, None) for name in _CONFIGURED}
     settings["dtype"] = str(next(base.parameters()).dtype).removeprefix("torch.")
     cleaned = [clean_caption(probe) for probe in _CLEANING_PROBES]
     return {
-        "encoder": _hash_weights(_frozen_weights(model)),
+        "encoder": hash_weights(_frozen_weights(model)),
         "architecture": ", ".join(f"{name}={value}" for name, value in settings.items()),
-        "tokenizer": hash_bytes(json.dumps(backend, sort_keys=True).encode()),
+        "tokenizer": _hash_tokenizer(tokenizer),
         "max_length": str(caption_length(model, max_length)),
         "cleaning": hash_bytes(json.dumps([[text, text_id(text)] for text in cleaned]).encode()),
     }
@@ -115,14 +105,6 @@ def caption_length(model: nn.Module, max_length: int | None) -> int:
     return int(max_length or base_encoder(model).config.max_position_embeddings)
 
 
-def hash_bytes(*contents: bytes | np.ndarray) -> str:
-    """128 bits of blake2b over bytes and arrays, as 32 letters."""
-    state = hashlib.blake2b(digest_size=16)
-    for content in contents:
-        state.update(content)
-    return state.hexdigest()
-
-
 def _frozen_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights that count while adapters are off, under the names they have without adapters."""
     base = base_encoder(model)
@@ -139,12 +121,17 @@ def _frozen_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name.replace(".base_layer.", ".").replace(".original_module.", "."): kept[name] for name in kept}
 
 
-def _hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    for name in sorted(weights):
-        weight = weights[name].detach()
-        state.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        # A piece at a time, so that the weights on a GPU are never all on the CPU as well.
-        for piece in weight.reshape(-1).view(torch.uint8).split(_HASHED_AT_ONCE):
-            state.update(piece.cpu().numpy())
-    return state.hexdigest()
+def _hash_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+        return hash_bytes(json.dumps(backend, sort_keys=True).encode())
+    pieces = getattr(tokenizer, "sp_model", None)
+    if pieces is None:
+        raise TypeError(
+            f"`tokenizer` must be a fast one or one of SentencePiece, whose vocabulary and rules can be written out, "
+            f"got {type(tokenizer).__name__}. Load it with `AutoTokenizer.from_pretrained`."
+        )
+    # What such a tokenizer does to a text before its pieces are looked up is in its class, not in a file.
+    rules = (type(tokenizer).__name__, getattr(tokenizer, "do_lower_case", None), tokenizer.get_added_vocab())
+    return hash_bytes(pieces.serialized_model_proto(), json.dumps(rules, sort_keys=True).encode())

@@ -20,7 +20,7 @@ from ..prompts import PromptTokenizer
 from ..texts import clean_caption, text_ids_of
 from . import files
 from .captions import TripletCaptions
-from .fingerprints import base_encoder, caption_length, check_same, encoder_fingerprint, hash_bytes, unwrapped
+from .fingerprints import base_encoder, check_same, encoder_fingerprint, hash_bytes, unwrapped
 
 
 if TYPE_CHECKING:
@@ -209,7 +209,9 @@ def precompute_anchors(
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     encoder, captions = _checked(model), TripletCaptions(triplets)
-    prompts = PromptTokenizer(tokenizer, max_length=caption_length(encoder, max_length))
+    options = base_encoder(encoder).prompt_options(max_length)
+    base_encoder(encoder).check_tokenizer(tokenizer)
+    prompts = PromptTokenizer(tokenizer, **options)
     fingerprint = encoder_fingerprint(encoder, tokenizer, max_length=max_length)
 
     def plan() -> tuple[int, list[tuple[int, np.ndarray]], str]:
@@ -294,7 +296,7 @@ def _checked(model: nn.Module) -> nn.Module:
     if not isinstance(encoder, PseudoWordMixin):
         raise TypeError(
             f"`model` must be a text encoder such as `CLIPTextModelForRTD`, or one with adapters, got "
-            f"{type(encoder).__name__}. Load the same checkpoint with `CLIPTextModelForRTD.from_pretrained`."
+            f"{type(encoder).__name__}. Load the same checkpoint with `AutoTextModelForRTD.from_pretrained`."
         )
     if any(getattr(module, "merged", False) is True for module in encoder.modules()):
         raise ValueError(

@@ -1,7 +1,18 @@
 """Text backbones that accept pseudo-words. The import line of a module is its registration."""
 
-from .base import BACKBONES, PseudoWordMixin
+from .auto import AutoTextModelForRTD
+from .base import PseudoWordMixin
+from .checkpoints import BACKBONES, save_stock
 from .clip import CLIPTextModelForRTD
+from .siglip import Siglip2TextModelForRTD, SiglipTextModelForRTD
 
 
-__all__ = ["BACKBONES", "CLIPTextModelForRTD", "PseudoWordMixin"]
+__all__ = [
+    "BACKBONES",
+    "AutoTextModelForRTD",
+    "CLIPTextModelForRTD",
+    "PseudoWordMixin",
+    "Siglip2TextModelForRTD",
+    "SiglipTextModelForRTD",
+    "save_stock",
+]

@@ -1,6 +1,5 @@
 """The injection of pseudo-words into a stock text encoder, and the pooling of one row at several positions."""
 
-import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,40 +11,80 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import can_return_tuple
 
 from ..packing import PackedRows
-from ..registry import Registry
+from .checkpoints import StockCheckpointMixin
 
 
-BACKBONES = Registry("backbone", "BACKBONES")
-
-
-class PseudoWordMixin:
+class PseudoWordMixin(StockCheckpointMixin):
     """
     Makes a stock text encoder accept pseudo-words, without a new parameter and without a second forward pass of ours.
 
     Put it before the stock class: `class XTextModelForRTD(PseudoWordMixin, StockTextModel)`. During a call, a forward
     hook on the token embedding writes the pseudo-words over the embeddings of the placeholders; everything after it is
-    the stock forward, hence always causal, and it works under DDP, PEFT, autocast and gradient checkpointing. With
+    the stock forward, hence causal if that is, and it works under DDP, PEFT, autocast and gradient checkpointing. With
     pseudo-words equal to the placeholder's own embedding the result equals the stock model's bit by bit.
 
     Thread safety: the hook lives on the shared module for the length of a call, and acts only in the thread that made
     the call, so several threads may call one model, each with its own pseudo-words. `torch.compile` works, with graph
     breaks around the hook, hence not with `fullgraph=True`.
 
-    Class attributes:
-        stock_class (`type`): The class that is saved and that users load.
+    Class attributes, besides those of [`StockCheckpointMixin`]:
         output_class (`type`): What its forward returns.
-        vision_class (`type`): The stock vision encoder with projection that belongs to it.
-        placeholder_token (`str`): The ordinary token whose embedding is replaced.
         padding (`str`): `"longest"` where trailing padding cannot reach the pooled positions, else `"max_length"`.
+        lower_case (`bool`): Whether it was trained on small letters, and not all of its tokenizers make them.
         lora_target_modules (`tuple[str]`): Names of the linear layers LoRA adapts.
     """
 
-    stock_class: ClassVar[type]
     output_class: ClassVar[type]
-    vision_class: ClassVar[type]
-    placeholder_token: ClassVar[str] = "$"
     padding: ClassVar[str] = "longest"
+    lower_case: ClassVar[bool] = False
     lora_target_modules: ClassVar[tuple[str, ...]]
+
+    @property
+    def projection_dim(self) -> int:
+        """Width D of the text embeddings, and of the image embeddings they are compared with."""
+        return self.config.projection_dim
+
+    def prompt_options(self, max_length: int | None = None) -> dict[str, Any]:
+        """
+        What [`PromptTokenizer`] and [`DataCollatorForRTD`] have to know of this encoder.
+
+        Args:
+            max_length (`int`, *optional*): Longest row in tokens; as many as the encoder has positions by default.
+
+        Returns:
+            `dict`: `padding`, `max_length` and `lower_case`.
+
+        Raises:
+            ValueError: `max_length` is more than the positions, or, where all rows have one length, another than that.
+        """
+        positions = self.config.max_position_embeddings
+        length = positions if max_length is None else int(max_length)
+        fixed = self.padding == "max_length"
+        if length > positions or (fixed and length != positions):
+            rule = "reads rows of exactly" if fixed else "has only"
+            raise ValueError(
+                f"`max_length` is {length}, but this {type(self).__name__} {rule} {positions} positions. Leave it out."
+            )
+        return {"padding": self.padding, "max_length": length, "lower_case": self.lower_case}
+
+    def check_tokenizer(self, tokenizer: Any):
+        """
+        Makes sure that every token of a tokenizer has an embedding here.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that is to be used with this encoder.
+
+        Raises:
+            ValueError: it has more tokens than there are embeddings, so it is another model's, or one was added.
+        """
+        rows = self.get_input_embeddings().weight.shape[0]
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= rows:
+            raise ValueError(
+                f"`tokenizer` has token ids up to {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but this "
+                f"{type(self).__name__} has {rows} token embeddings. Use the tokenizer that was published with the "
+                f"text encoder, without added tokens."
+            )
 
     @property
     def takes_packed_rows(self) -> bool:
@@ -108,8 +147,7 @@ class PseudoWordMixin:
         if input_ids is None:
             raise ValueError("The model needs `input_ids` or `packed_rows`, got neither.")
         words = self._check_pseudo_words(input_ids, pseudo_words, placeholder_mask)
-        if pooling_positions is not None:
-            attention_mask = self._mask_for(input_ids, attention_mask, pooling_positions)
+        attention_mask = self._mask_for(input_ids, attention_mask, pooling_positions)
         with self._injected(words, placeholder_mask):
             output = super().forward(
                 input_ids=input_ids,
@@ -117,11 +155,7 @@ class PseudoWordMixin:
                 position_ids=position_ids,
                 **kwargs,
             )
-        if pooling_positions is None:
-            self._check_eos(input_ids)
-        else:
-            output.text_embeds = self._project(self._pool(output.last_hidden_state, pooling_positions))
-        return output
+        return self._pooled(output, input_ids, pooling_positions)
 
     # Packed rows
 
@@ -232,13 +266,15 @@ class PseudoWordMixin:
     # Pooling
 
     def _mask_for(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None
     ) -> torch.Tensor | None:
         """
-        The additive mask `(R, 1, L, L)` in which no later token sees a pooled position, or the given mask for P = 1.
+        The additive mask `(R, 1, L, L)` in which no later token sees a pooled position, or the given mask for P < 2.
 
         Floats, because the eager attention adds a boolean mask instead of applying it.
         """
+        if positions is None:
+            return attention_mask
         rows, length = input_ids.shape
         if positions.ndim != 2 or positions.shape[0] != rows or positions.shape[1] == 0:
             raise ValueError(
@@ -270,15 +306,16 @@ class PseudoWordMixin:
         mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
         return mask.unsqueeze(1)
 
-    @staticmethod
-    def _pool(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, output: Any, input_ids: torch.Tensor, positions: torch.Tensor | None) -> Any:
+        """The stock output, with the embeddings at the positions that were asked for."""
+        if positions is None:
+            self._check_eos(input_ids)
+            return output
+        hidden = output.last_hidden_state
         columns = positions.to(hidden.device).t().reshape(-1)
         rows = torch.arange(hidden.shape[0], device=hidden.device).repeat(positions.shape[1])
-        return hidden[rows, columns]
-
-    def _project(self, pooled: torch.Tensor) -> torch.Tensor:
-        """The head after pooling: `(N, H)` to `(N, D)`. A family without `text_projection` overrides it."""
-        return self.text_projection(pooled)
+        output.text_embeds = self.text_projection(hidden[rows, columns])
+        return output
 
     def _check_eos(self, input_ids: torch.Tensor):
         """Refuses rows without EOS, for which the stock model pools the first token instead and says nothing."""
@@ -294,88 +331,3 @@ class PseudoWordMixin:
                 f"(`config.eos_token_id` is {eos}). Truncate so that EOS stays, as `PromptTokenizer` does, or give "
                 f"`pooling_positions`."
             )
-
-    # Loading and saving
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
-        """
-        Loads a stock checkpoint, and refuses one that lacks weights instead of drawing them at random.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of a stock checkpoint.
-            args, kwargs: As [`~transformers.PreTrainedModel.from_pretrained`] takes them.
-
-        Returns:
-            The model; with `output_loading_info=True` the pair of the model and the loading report.
-
-        Raises:
-            ValueError: the checkpoint lacks weights of this class, such as the text projection.
-        """
-        wants_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"The checkpoint `{pretrained_model_name_or_path}` lacks {len(missing)} weight(s) of "
-                f"{cls.stock_class.__name__}, among them `{missing[0]}`; they would be random. Load the checkpoint of "
-                f"the full model or of {cls.stock_class.__name__}."
-            )
-        return (model, report) if wants_report else model
-
-    def to_stock(self, state_dict: dict[str, torch.Tensor] | None = None):
-        """
-        The stock model with these weights. They are shared, not copied.
-
-        Args:
-            state_dict (`dict[str, torch.Tensor]`, *optional*): Weights to use instead of the model's own.
-
-        Returns:
-            `stock_class`: in the same mode (training or evaluation) as this model.
-
-        Raises:
-            ValueError: the weights are not exactly those of the stock class, for example because of LoRA layers.
-        """
-        with torch.device("meta"):
-            stock = self.stock_class(copy.deepcopy(self.config))
-        try:
-            stock.load_state_dict(self.state_dict() if state_dict is None else state_dict, strict=True, assign=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The weights are not those of {self.stock_class.__name__}, so they cannot be its checkpoint. Merge "
-                f"adapters with `merge_and_unload()` first. What differs: {error}"
-            ) from error
-        own_buffers = dict(self.named_buffers())
-        for name, buffer in stock.named_buffers():
-            if buffer.device.type == "meta":  # not in a state dict, such as the table of positions
-                owner, _, leaf = name.rpartition(".")
-                setattr(stock.get_submodule(owner), leaf, own_buffers[name])
-        return stock.train(self.training)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any):
-        """
-        Saves what the stock class saves, so that the folder loads with plain `transformers`.
-
-        The weights are first loaded strictly into the stock class: that this succeeds is the proof that nothing was
-        added, and `config.json` names that class.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): Folder to write to.
-            args, kwargs:
-                As [`~transformers.PreTrainedModel.save_pretrained`] takes them, `is_main_process` and `state_dict`
-                (what the `Trainer` passes) among them.
-
-        Raises:
-            ValueError: see [`~PseudoWordMixin.to_stock`].
-        """
-        names = ("is_main_process", "state_dict")
-        kwargs.update(zip(names, args, strict=False))
-        if getattr(self, "_hf_peft_config_loaded", False) or not kwargs.get("is_main_process", True):
-            # Adapters of `add_adapter` are saved alone; another process writes nothing, but joins the gathering.
-            return super().save_pretrained(save_directory, **kwargs)
-        stock = self.to_stock(kwargs.pop("state_dict", None))
-        if getattr(self, "model_tags", None):
-            stock.add_model_tags(self.model_tags)
-        return stock.save_pretrained(save_directory, **kwargs)

@@ -1,12 +1,15 @@
 """CLIP text encoders, of OpenAI's, LAION's and MetaCLIP's families as `transformers` holds them."""
 
+from typing import Any
+
 import torch
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextModelOutput
 
 from ..kernels import fast_linears, packed_attention
 from ..packing import PackedRows
-from .base import BACKBONES, PseudoWordMixin
+from .base import PseudoWordMixin
+from .checkpoints import BACKBONES
 
 
 class PackedCLIPEncoderLayer(CLIPEncoderLayer):
@@ -47,6 +50,10 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
     """
     [`~transformers.CLIPTextModelWithProjection`] that accepts pseudo-words; see [`PseudoWordMixin`].
 
+    Serves what has this architecture: OpenAI's B/32, B/16 and L/14, LAION's H/14 and bigG/14, MetaCLIP's. They differ
+    in widths, in the activation (`quick_gelu` or `gelu`), and in whether the configuration names EOS by its id or by
+    the legacy value 2, for which the stock model takes the highest id of a row.
+
     Example:
 
     ```python
@@ -64,6 +71,7 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
     stock_class = CLIPTextModelWithProjection
     output_class = CLIPTextModelOutput
     vision_class = CLIPVisionModelWithProjection
+    image_processor_class = "CLIPImageProcessorPil"
     lora_target_modules = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
     def __init__(self, config):
@@ -77,6 +85,12 @@ class CLIPTextModelForRTD(PseudoWordMixin, CLIPTextModelWithProjection):
             module._no_split_modules = type(module._no_split_modules)(
                 renamed.get(name, name) for name in module._no_split_modules
             )
+
+    @classmethod
+    def _amendments(cls, facts: dict[str, Any]) -> dict[str, Any]:
+        # Of a whole CLIP only the entry at the top has to be right, as `CLIPModel` reads no other; those of the towers
+        # may be left at 512, with which the classes of one tower refuse the weights.
+        return {"projection_dim": facts["projection_dim"]} if facts.get("projection_dim") else {}
 
     @property
     def takes_packed_rows(self) -> bool:
