@@ -44,9 +44,17 @@ class ScriptArguments:
         metadata={"help": "YAML recipe of every training."},
     )
     projections: list[str] = field(
-        default_factory=lambda: list(WORLD_PROJECTIONS), metadata={"help": "Which projections."}
+        default_factory=lambda: list(WORLD_PROJECTIONS),
+        metadata={
+            "help": "Which projections. `fti4cir:subject` is one with another of its ways to be trained with texts, "
+            "`fti4cir:lincir` one whose words LinCIR's projection makes in the training."
+        },
+    )
+    ways: list[str] = field(
+        default_factory=lambda: ["rtd", "rtd_lora"], metadata={"help": "Of `rtd` (all weights) and `rtd_lora`."}
     )
     seeds: int = field(default=3, metadata={"help": "Trainings a projection, with the seeds 1, 2, ..."})
+    lora_learning_rate: float = field(default=0.003, metadata={"help": "Learning rate of the runs with LoRA."})
     num_triplets: int = field(default=40000, metadata={"help": "Triplets of the offline world, drawn by the seed."})
     output_json: str = field(default="", metadata={"help": "Where the figures are written; nowhere by default."})
 
@@ -64,11 +72,18 @@ def train(projection: str, seed: int, use_peft: bool, script: ScriptArguments, a
 
     set_seed(seed)
     started = time.perf_counter()
-    parts = load_parts("shapes", projection, device=args.device)
+    name, _, way = projection.partition(":")
+    parts = load_parts("shapes", name, device=args.device)
+    words = parts.projection
+    if way in WORLD_PROJECTIONS:
+        words = load_parts("shapes", way, device=args.device).projection
+        words.use_template(parts.projection.config.prompt_template)
+    elif way:
+        words.config.text_training = way
     trainer = RTDTrainer(
         parts.text_encoder,
-        replace(args, seed=seed),
-        projection=parts.projection,
+        replace(args, seed=seed, learning_rate=script.lora_learning_rate if use_peft else args.learning_rate),
+        projection=words,
         processing_class=parts.tokenizer,
         train_dataset=load_triplets("shapes", script.num_triplets, seed),
         peft_config=ModelArguments().lora_config(parts.text_encoder) if use_peft else None,
@@ -83,7 +98,7 @@ def evaluators(projection: str, device: str):
     from rtd_hf import BENCHMARKS as LOADERS
     from rtd_hf import CIREvaluator
 
-    parts = load_parts("shapes", projection, device=device)
+    parts = load_parts("shapes", projection.partition(":")[0], device=device)
     return [CIREvaluator(LOADERS[name](), parts.retriever()) for name in BENCHMARKS]
 
 
@@ -99,12 +114,13 @@ def results(script: ScriptArguments, args) -> dict[str, dict]:
     """All measurements by name, such as `lincir frozen` and `lincir rtd 1`; what lies there is not made again."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [("frozen", 0), *((way, seed) for way in ("rtd", "rtd_lora") for seed in range(1, script.seeds + 1))]
+    runs = [("frozen", 0), *((way, seed) for way in script.ways for seed in range(1, script.seeds + 1))]
     found = {}
     for projection, (way, seed) in product(script.projections, runs):
         name = f"{projection} {way}" + (f" {seed}" if seed else "")
-        file = folder / f"{name.replace(' ', '-')}.json"
-        settings = {"max_steps": args.max_steps, "learning_rate": args.learning_rate, "triplets": script.num_triplets}
+        file = folder / f"{name.replace(' ', '-').replace(':', '-')}.json"
+        settings = {"steps": args.max_steps, "triplets": script.num_triplets, "learning rate": args.learning_rate}
+        settings["learning rate with LoRA"] = script.lora_learning_rate
         if file.exists():
             found[name] = json.loads(file.read_text(encoding="utf-8"))
             if found[name]["settings"] != settings:
@@ -132,7 +148,7 @@ def summarise(found: dict[str, dict], script: ScriptArguments) -> list[dict]:
     rows = []
     for projection in script.projections:
         frozen = found[f"{projection} frozen"]["per_query"]
-        for way in ("frozen", "rtd", "rtd_lora"):
+        for way in ("frozen", *script.ways):
             seeds = [0] if way == "frozen" else range(1, script.seeds + 1)
             runs = [found[f"{projection} {way}" + (f" {seed}" if seed else "")]["per_query"] for seed in seeds]
             row = {"projection": projection, "way": way, "metrics": {}}
@@ -161,7 +177,8 @@ def table(rows: list[dict]) -> list[list[str]]:
         cells[0].append(f"{benchmark.removeprefix('shapes_')} {short[name]}@{k}")
     cells[0].append(f"gain in {cells[0][2]}")
     for row in rows:
-        line = [NAMES[row["projection"]] + ways[row["way"]]]
+        name, _, training = row["projection"].partition(":")
+        line = [NAMES[name] + ways[row["way"]] + (f" ({training})" if training else "")]
         line += [f"{row['metrics'][column]['mean']:.1f}" for column in COLUMNS]
         main = row["metrics"][COLUMNS[1]]
         line.append(f"{main['gain']:+.1f} [{main['low']:+.1f}, {main['high']:+.1f}]" if "gain" in main else "")
@@ -173,9 +190,11 @@ def main(script: ScriptArguments, args) -> None:
     import torch
     import transformers
 
-    unknown = [name for name in script.projections if name not in WORLD_PROJECTIONS]
+    unknown = [name for name in script.projections if name.partition(":")[0] not in WORLD_PROJECTIONS]
     if unknown:
         raise ValueError(f"`--projections` must be of {', '.join(WORLD_PROJECTIONS)}, got {unknown[0]!r}.")
+    if not set(script.ways) <= {"rtd", "rtd_lora"}:
+        raise ValueError(f"`--ways` must be of `rtd` and `rtd_lora`, got {' '.join(script.ways)}.")
     if script.seeds < 1:
         raise ValueError(f"`--seeds` must be at least 1, got {script.seeds}.")
     found = results(script, args)

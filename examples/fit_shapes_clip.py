@@ -42,6 +42,7 @@ def main() -> None:
     import torch
     from transformers import CLIPModel, Trainer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
+    from utils.recipes import write_recipe
 
     from rtd_hf.shapes.clip import build_config, build_image_processor, build_tokenizer, world_texts
     from rtd_hf.shapes.pairs import ScenePairs
@@ -71,18 +72,15 @@ def main() -> None:
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
-    keys = ("max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "adam_beta2", "warmup_steps")
-    recipe = {
-        "command": "python examples/fit_shapes_clip.py",
-        "seed": args.seed,
-        **{key: getattr(args, key) for key in keys},
-        "lr_scheduler_type": str(args.lr_scheduler_type.value),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(time.perf_counter() - started),
-        "figures": figures,
-    }
-    # The command with the options above is the whole recipe; where it wrote to does not matter.
-    Path(args.output_dir, "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    write_recipe(
+        args.output_dir,
+        "python examples/fit_shapes_clip.py",
+        args,
+        ("max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "adam_beta2", "warmup_steps"),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=time.perf_counter() - started,
+        figures=figures,
+    )
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 
 

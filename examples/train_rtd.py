@@ -235,6 +235,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         plot_retrieval(first.benchmark, rows, best_before, best_after, folder / "retrieval.png")
 
     # 7 tell
+    stock = text_encoder.stock_class.__name__
     columns = ("recall@1", "recall@5", "recall@10", "recall@50", "map@10")
     for name in evaluators:
         if all(f"{name}_{column}" in metrics["after"] for column in columns):
@@ -259,9 +260,9 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     ):
         if (folder / file).exists():
             say(f"  {file:<18} {what}")
-    say("\nLoad it:\n\n  from transformers import AutoTokenizer, CLIPTextModelWithProjection")
+    say(f"\nLoad it:\n\n  from transformers import AutoTokenizer, {stock}")
     say(f'  tokenizer = AutoTokenizer.from_pretrained("{args.output_dir}")')
-    say(f'  text_encoder = CLIPTextModelWithProjection.from_pretrained("{args.output_dir}")')
+    say(f'  text_encoder = {stock}.from_pretrained("{args.output_dir}")')
 
 
 def _spread(total: int, number: int) -> list[int]:

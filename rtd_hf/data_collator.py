@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .anchors import AnchorStore
 
 
+# What an encoder takes of rows without pseudo-words.
+_PLAIN = ("input_ids", "attention_mask", "pooling_positions")
+
+
 class DataCollatorForRTD:
     """
     Turns rows of text triplets into the tensors of one RTD training step.
@@ -34,16 +38,21 @@ class DataCollatorForRTD:
     - `text_ids` `(2B,)` int64: a hash of each cleaned anchor caption, equal for equal captions, the same in every
       process; a loss uses it to leave out false negatives.
 
-    Rows are padded to the longest of the batch. Columns are found by [`resolve_triplet_columns`].
+    Rows are padded to the longest of the batch, or all to `max_length` for text encoders that read the padding; these
+    have 2B rows of queries, as no row can carry two prompts. Columns are found by [`resolve_triplet_columns`].
 
     With `packing` the batch holds the same rows as [`PackedRows`], `packed_rows` and `anchor_packed_rows`, in the
     place of all entries named above but `text_ids`: lists of one, or with `mini_batch_size` of one for every
     mini-batch. With `anchors` it holds the anchors' embeddings, `anchors` `(2B, D)`, in the place of their tokens.
+    With `context_token` it holds the composed prompts once more, with that token at the placeholder: the same entries
+    named `context_*`, which a frozen encoder reads for a projection with context.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the text encoder.
         template (`str`, *optional*, defaults to `"a photo of $ that {caption}"`): Template of the composed prompt.
         max_length (`int`, *optional*): Longest row in tokens; defaults to the tokenizer's maximum.
+        padding, lower_case (*optional*): See [`PromptTokenizer`]; with `max_length` the text encoder's
+            [`~PseudoWordMixin.prompt_options`].
         refined_batch (`bool`, *optional*, defaults to `True`):
             Encode the bare prompts too, whose positives are the reference captions (the hard negatives of the paper).
         refined_concatenation (`bool`, *optional*, defaults to `True`):
@@ -53,6 +62,7 @@ class DataCollatorForRTD:
         share_prefixes (`bool`, *optional*, defaults to `True`): See [`pack_rows`].
         mini_batch_size (`int`, *optional*): Triplets packed together; all of the batch by default.
         anchors ([`AnchorStore`], *optional*): Anchors computed ahead, looked up here.
+        context_token (`int`, *optional*): Token at the placeholder of context prompts; by default there are none.
         anchor_tokens (`bool`, *optional*): Also return the anchors' tokens; by default where `anchors` is not given.
 
     Raises:
@@ -65,22 +75,26 @@ class DataCollatorForRTD:
         template: str = DEFAULT_TEMPLATE,
         *,
         max_length: int | None = None,
+        padding: str = "longest",
+        lower_case: bool = False,
         refined_batch: bool = True,
         refined_concatenation: bool = True,
         packing: bool = False,
         share_prefixes: bool = True,
         mini_batch_size: int | None = None,
         anchors: "AnchorStore | None" = None,
+        context_token: int | None = None,
         anchor_tokens: bool | None = None,
     ):
         if mini_batch_size is not None and (mini_batch_size < 1 or not packing):
             raise ValueError(f"`mini_batch_size` must be positive and needs `packing`, got {mini_batch_size}.")
         self.tokenizer = tokenizer
-        self.prompts = PromptTokenizer(tokenizer, template, max_length=max_length, share_prefixes=share_prefixes)
+        layout = {"max_length": max_length, "padding": padding, "lower_case": lower_case}
+        self.prompts = PromptTokenizer(tokenizer, template, share_prefixes=share_prefixes, **layout)
         self.refined_batch = refined_batch
         self.refined_concatenation = refined_concatenation
         self.packing, self.mini_batch_size = packing, mini_batch_size
-        self.anchors = anchors
+        self.anchors, self.context_token = anchors, context_token
         self.anchor_tokens = anchors is None if anchor_tokens is None else anchor_tokens
         self._columns: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -119,8 +133,10 @@ class DataCollatorForRTD:
         batch = self._prompts(references, conditionings)
         if self.anchor_tokens:
             anchors = self.prompts.encode(targets + references)
-            for name in ("input_ids", "attention_mask", "pooling_positions"):
-                batch[f"anchor_{name}"] = anchors[name]
+            batch |= {f"anchor_{name}": anchors[name] for name in _PLAIN}
+        if self.context_token is not None:
+            contexts = self.prompts.compose_with_token(conditionings, self.context_token)
+            batch |= {f"context_{name}": contexts[name] for name in _PLAIN}
         return batch
 
     def _pack(
@@ -134,6 +150,9 @@ class DataCollatorForRTD:
             if self.anchor_tokens:
                 anchors = self.prompts.encode(targets[part] + references[part], packed=True, num_prompts=2)
                 batch["anchor_packed_rows"].append(anchors["packed_rows"])
+            if self.context_token is not None:
+                contexts = self.prompts.compose_with_token(conditionings[part], self.context_token, packed=True)
+                batch["context_packed_rows"].append(contexts["packed_rows"])
         return dict(batch)
 
     def _prompts(self, references: list[str], conditionings: list[str]) -> dict[str, torch.Tensor | PackedRows]:

@@ -32,20 +32,23 @@ def collator_for(
 ) -> DataCollatorForRTD:
     """The collator that lays a batch out as this model takes it."""
     encoder = encoder_in(model)
+    encoder.check_tokenizer(tokenizer)
     packing = args.packing and encoder.takes_packed_rows
     if args.mini_batch_size and not packing:
         raise ValueError("`mini_batch_size` needs packed rows, which this model does not take.")
+    with_words = args.refined_concatenation and projection.text_words > 0
     return DataCollatorForRTD(
         tokenizer,
-        projection.config.prompt_template,
-        max_length=args.max_length or model.config.max_position_embeddings,
+        projection.text_template,
+        **encoder.prompt_options(args.max_length),
         refined_batch=args.refined_batch,
-        refined_concatenation=args.refined_concatenation,
+        refined_concatenation=with_words,
         packing=packing,
         # A shared prefix is dropped out once; each row is to draw its own mask, as it does alone.
         share_prefixes=not any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()),
         mini_batch_size=args.mini_batch_size,
         anchors=anchors,
+        context_token=projection.config.context_placeholder_id if with_words and projection.needs_context else None,
         anchor_tokens=anchors is None or not args.anchored,
     )
 
@@ -57,10 +60,10 @@ def check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrai
         # The stock class would take the pseudo-words as unknown keywords and ignore them.
         raise TypeError(
             f"`model` must be a text encoder that takes pseudo-words, such as `CLIPTextModelForRTD`, got "
-            f"{type(encoder).__name__}. Load the same checkpoint with `CLIPTextModelForRTD.from_pretrained`."
+            f"{type(encoder).__name__}. Load the same checkpoint with `AutoTextModelForRTD.from_pretrained`."
         )
     widths = (projection.config.input_dim, projection.config.output_dim)
-    wanted = (encoder.config.projection_dim, encoder.config.hidden_size)
+    wanted = (encoder.projection_dim, encoder.config.hidden_size)
     if widths != wanted:
         raise ValueError(
             f"`projection` maps {widths[0]} to {widths[1]} dimensions, but `model` has a joint space of {wanted[0]} "
@@ -76,9 +79,12 @@ def check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrai
             )
         logger.warning(f"`force_projection`: a projection fitted to `{base}` is used with `{name}`.")
     if args.refined_concatenation and projection.text_words == 0:
-        raise ValueError(
-            f"A `{projection.config.projection_type}` projection makes no pseudo-words of texts. Train with "
-            f"`refined_concatenation=False`, or with another projection of the same CLIP."
+        advice = ""
+        if "surrogate" in projection.text_trainings:
+            advice = " Teach it a surrogate on pictures (`fit_surrogate`): that works far better."
+        logger.warning(
+            f"This `{projection.config.projection_type}` projection makes no words of texts: the prompts hold the "
+            f"words of the reference captions, as with `refined_concatenation=False`.{advice}"
         )
 
 

@@ -79,7 +79,10 @@ class RTDTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         self.anchor_model = None
-        if anchors is None and not hasattr(model, "disable_adapter"):
+        self.has_words = args.refined_concatenation and projection.text_words > 0
+        reads_frozen = anchors is None or (self.has_words and projection.needs_context)
+        self.has_adapters = hasattr(model, "disable_adapter")
+        if reads_frozen and not self.has_adapters:
             self.anchor_model = copy.deepcopy(model).eval().requires_grad_(False)
         self.evaluators = tuple(evaluators)
         self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {m: defaultdict(list) for m in ("train", "eval")}
@@ -119,7 +122,7 @@ class RTDTrainer(Trainer):
             `torch.Tensor` (scalar), or with `return_outputs` a tuple of it and a `dict` with `queries` and `anchors`.
         """
         anchors = self.encode_anchors(model, inputs)
-        words = self.project_references(anchors) if self.args.refined_concatenation else None
+        words = self.project_references(model, inputs, anchors) if self.has_words else None
         queries = self.encode_queries(model, inputs, words)
         if not self.args.anchored:
             anchors = self.encode_anchors(model, inputs, moving=True)
@@ -142,26 +145,33 @@ class RTDTrainer(Trainer):
         """
         if "anchors" in inputs and not moving:
             return inputs["anchors"]
-        batch = {name.removeprefix("anchor_"): value for name, value in inputs.items() if name.startswith("anchor_")}
         if moving:
-            return model(**batch).text_embeds
+            return model(**_part(inputs, "anchor_")).text_embeds
+        return self._frozen(model, _part(inputs, "anchor_"))
+
+    def _frozen(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings under the encoder as it was before the training."""
         encoder = self.accelerator.unwrap_model(model) if self.anchor_model is None else self.anchor_model
         # accelerate puts the model in training under autocast; the frozen one runs at the same precision.
         with torch.no_grad(), self.accelerator.autocast(), evaluating(encoder), adapters_off(encoder):
             return encoder(**batch).text_embeds
 
-    def project_references(self, anchors: torch.Tensor) -> torch.Tensor:
+    def project_references(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], anchors: torch.Tensor):
         """Pseudo-words of the references, from their text embeddings with noise that stands in for the modality gap.
 
         Args:
+            model (`nn.Module`): The encoder in training.
+            inputs (`dict[str, torch.Tensor]`): A batch, with `context_*` entries where the projection reads contexts.
             anchors (`torch.Tensor` of shape `(2B, D)`): From [`~RTDTrainer.encode_anchors`].
 
         Returns:
             `torch.Tensor` of shape `(B, K, H)`.
         """
         references = anchors.chunk(2)[1].float()
+        contexts = _part(inputs, "context_")
         with torch.no_grad():
-            return self.projection.project_text(references + self._noise_like(references))
+            context_embeds = self._frozen(model, contexts).float() if contexts else None
+            return self.projection.project_text(references + self._noise_like(references), context_embeds)
 
     def encode_queries(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], words: torch.Tensor | None):
         """Embeddings of the prompts under the encoder in training; called through its wrapper, so gradients sync.
@@ -299,6 +309,10 @@ class RTDTrainer(Trainer):
         """HF's save. Of adapters the merged encoder is written too, so each checkpoint loads in plain transformers."""
         self._check_weights()
         super()._save(output_dir, state_dict)
-        if self.anchor_model is None and self.args.should_save:
+        if self.has_adapters and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
             export_text_encoder(self.accelerator.unwrap_model(self.model), folder, tokenizer=self.processing_class)
+
+
+def _part(inputs: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}

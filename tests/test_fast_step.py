@@ -78,7 +78,7 @@ def test_with_anchors_the_frozen_encoder_is_neither_kept_nor_run(tmp_path, monke
 def test_noise_on_anchors_computed_ahead_is_drawn_anew_in_every_epoch(tmp_path):
     trainer = make_trainer(tmp_path, anchors=store(tmp_path / "anchors"), rows=24)
     seen = []
-    trainer.project_references = lambda anchors: (
+    trainer.project_references = lambda model, inputs, anchors: (
         seen.append(trainer._noise_like(anchors)) or trainer.projection(anchors.chunk(2)[1])
     )
     trainer.train()

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from backbone_models import siglip_tokenizer, tiny_backbone
 from helpers import tiny_text_model, tiny_tokenizer
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -24,6 +28,7 @@ from transformers import (
 from rtd_hf import (
     CLIPTextModelForRTD,
     ImageToWordProjection,
+    SiglipTextModelForRTD,
     build_model_card,
     check_safetensors,
     export_text_encoder,
@@ -452,6 +457,45 @@ def test_transformers_4_reads_the_folder(old_transformers, model, tokenizer, tmp
     assert len(read["embeds"]) == 4
 
 
+SIGLIP_READER = """
+import json, sys
+import torch, transformers
+from transformers import SiglipTextModel, SiglipTokenizer
+
+folder, texts = sys.argv[1], json.loads(sys.argv[2])
+model, info = SiglipTextModel.from_pretrained(folder, output_loading_info=True)
+rows = SiglipTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=64)["input_ids"]
+with torch.no_grad():
+    embeds = model.eval()(torch.tensor(rows)).pooler_output.tolist()
+lost = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+print(json.dumps({"version": transformers.__version__, "rows": rows, "embeds": embeds, "lost": lost}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stock", [False, True], ids=["trained", "stock"])
+def test_transformers_4_reads_a_siglip_folder(old_transformers, stock, tmp_path):
+    model, tokenizer = tiny_backbone(SiglipTextModelForRTD), siglip_tokenizer(tmp_path / "tokenizer")
+    model = model.to_stock() if stock else model
+    folder = export_text_encoder(model, tmp_path / "text_encoder", tokenizer=tokenizer)
+    environment = {**os.environ, "PYTHONPATH": str(old_transformers)}
+    done = subprocess.run(
+        [sys.executable, "-c", SIGLIP_READER, str(folder), json.dumps(TEXTS)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert read["version"] == OLD_TRANSFORMERS["transformers"] and read["lost"] == []
+    rows = tokenizer(TEXTS, padding="max_length", max_length=64)["input_ids"]
+    assert read["rows"] == rows
+    with torch.no_grad():
+        expected = model(torch.tensor(rows)).pooler_output
+    torch.testing.assert_close(torch.tensor(read["embeds"]), expected, rtol=0, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------------------------------- card
 METRICS = {
     "before": {"shapes_recall@1": 4.0, "shapes_recall@10": 30.04, "shapes_map@10": 9.5},
@@ -514,11 +558,14 @@ def test_card_is_read_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     ("projection_type", "cited"),
-    [("lincir", "2312.01998"), ("searle", "2303.15247"), ("pic2word", "2302.03084"), ("other", None)],
+    [
+        *(("lincir", "2312.01998"), ("searle", "2303.15247"), ("pic2word", "2302.03084"), ("other", None)),
+        *(("context_i2w", "2309.16137"), ("fti4cir", "lin2024fti4cir")),
+    ],
 )
 def test_card_cites_what_was_used(projection_type, cited):
     content = build_model_card({}, license="mit", projection_type=projection_type).content
-    projections = {"2312.01998", "2303.15247", "2302.03084"}
+    projections = {"2312.01998", "2303.15247", "2302.03084", "2309.16137", "lin2024fti4cir"}
     assert {number for number in projections if number in content} == ({cited} if cited else set())
     assert "2406.09188" in content and "2103.00020" in content
 
@@ -539,7 +586,7 @@ def test_card_refuses_what_is_no_figure():
         build_model_card({"results": {}}, license="mit")
 
 
-def test_code_in_the_card_runs(tokenizer, tmp_path):
+def test_code_in_the_card_runs(tokenizer, tmp_path, monkeypatch):
     model = tiny_text_model(CLIPTextModelForRTD)
     folder = export_text_encoder(model, tmp_path / "text_encoder", tokenizer=tokenizer)
     config = model.config
@@ -554,9 +601,16 @@ def test_code_in_the_card_runs(tokenizer, tmp_path):
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4, projection_dim=config.projection_dim)
-    vision_model, pixel_values = CLIPVisionModelWithProjection(vision).eval(), torch.randn(1, 3, 8, 8)
-    composed = {"vision_model": vision_model, "pixel_values": pixel_values}
+    vision_model = CLIPVisionModelWithProjection(vision).eval()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 11, 3), dtype=np.uint8))
+    picture.save(tmp_path / "reference.jpg")
+    monkeypatch.chdir(tmp_path)
+    gallery = torch.nn.functional.normalize(torch.randn(5, config.projection_dim), dim=-1)
+    composed = {"vision_model": vision_model, "image_processor": processor, "gallery": gallery}
     exec(compose, composed)
+    pixel_values = processor([Image.open(tmp_path / "reference.jpg")], return_tensors="pt")["pixel_values"]
+    assert composed["scores"].shape == (1, 5)
     assert composed["query"].shape == (1, config.projection_dim)
     with torch.no_grad():
         words = projection(vision_model(pixel_values).image_embeds)

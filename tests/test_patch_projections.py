@@ -230,7 +230,7 @@ def test_context_i2w_says_what_it_lacks():
     for bad in (context[:1], context[:, 1:], context[0]):
         with pytest.raises(ValueError, match=r"`context_embeds` must have shape \(3, 24\), .* have \("):
             projection(embeds, patches, bad)
-    with pytest.raises(NotImplementedError, match="`context_i2w`.*patches.*no counterpart in a text.*`lincir`"):
+    with pytest.raises(ValueError, match="`context_i2w` projection makes no words of texts.*`fit_surrogate`"):
         projection.project_text(embeds)
 
 
@@ -517,12 +517,12 @@ def test_fti4cir_says_what_it_lacks():
 
 def test_the_facts_of_the_publications():
     facts = {
-        cls: (cls.prompt_template, cls.image_preprocess, cls.needs_patches, cls.needs_context, cls.text_words)
+        cls: (cls.prompt_template, cls.image_preprocess, cls.needs_patches, cls.needs_context, cls.text_trainings[0])
         for cls in (ContextI2WProjection, FTI4CIRProjection, LinCIRProjection)
     }
-    assert facts[ContextI2WProjection] == ("a photo of $ , {caption}", "clip", True, True, 0)
-    assert facts[FTI4CIRProjection] == ("a photo of $ but {caption}", "targetpad", True, False, 1)
-    assert facts[LinCIRProjection] == ("a photo of $ that {caption}", "clip", False, False, None)
+    assert facts[ContextI2WProjection] == ("a photo of $ , {caption}", "clip", True, True, "literal")
+    assert facts[FTI4CIRProjection] == ("a photo of $ but {caption}", "targetpad", True, False, "subject")
+    assert facts[LinCIRProjection] == ("a photo of $ that {caption}", "clip", False, False, "embedding")
     assert ContextI2WConfig().context_placeholder_id == 49405
     assert FTI4CIRConfig().attribute_template == "a photo of $ with {attributes} but {caption}"
     assert FTI4CIRConfig().prompt_template == FTI4CIRProjection.prompt_template

@@ -59,11 +59,20 @@ def test_image_and_text_embeddings_become_pseudo_words(name):
         words = projection(embeds, patch_embeds=patches, context_embeds=context)
     most = projection.config.num_pseudo_words
     assert words.shape == (5, most, H)
-    if projection.text_words == 0:
-        with pytest.raises(NotImplementedError, match=f"`{name}` .*no counterpart in a text"):
-            projection.project_text(embeds)
-    else:
-        assert projection.project_text(embeds).shape == (5, projection.text_words or most, H)
+    for way in projection.text_trainings:
+        if way == "surrogate":
+            images = torch.randn(20, D), torch.randn(20, 7, W), torch.randn(20, D)
+            targets = projection.surrogate_targets(*images).detach()
+            contexts = images[2] if projection.needs_context else None
+            projection.fit_surrogate(images[0], targets, contexts, steps=1)
+        projection.config.text_training = way
+        if way == "literal":
+            assert projection.text_words == 0
+            with pytest.raises(ValueError, match=f"`{name}` projection makes no words of texts"):
+                projection.project_text(embeds)
+        else:
+            assert projection.project_text(embeds, context).shape == (5, projection.text_words, H)
+            assert check_template(projection.text_template).count("$") == projection.text_words
     # Unused places are zero, and the template for the words there are has as many placeholders.
     for number, row in zip(projection.count_words(words).tolist(), words, strict=True):
         assert row[:number].any(dim=-1).all() and not row[number:].any()
@@ -83,8 +92,9 @@ def test_the_configuration_states_the_facts_of_the_projection(name):
     assert config.base_model == "openai/clip-vit-large-patch14"
     assert config.image_preprocess in ("clip", "targetpad")
     assert check_template(config.prompt_template) == config.prompt_template
-    # The template is that of training, which has as many words as a text gives, where it gives any.
-    assert config.prompt_template.count("$") == (PROJECTIONS[name].text_words or config.num_pseudo_words)
+    for template in config.benchmark_templates.values():
+        assert check_template(template) == template
+    assert config.caption_order in ("both", "last_first")
     assert build(name, D).config.output_dim == D
 
 

@@ -25,7 +25,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Trainer,
 )
-from world_models import random_clip, save_random_clip, world_tokenizer
+from world_models import random_clip, world_tokenizer
 from world_reader import (
     NUMBER_OF,
     SIZE_OF,
@@ -39,12 +39,13 @@ from world_reader import (
 )
 
 from rtd_hf.models import CLIPTextModelForRTD
-from rtd_hf.projections import ImageToWordProjection
+from rtd_hf.projections import PROJECTIONS
 from rtd_hf.prompts import PromptTokenizer
 from rtd_hf.shapes import ASSETS, captions, clip, edits, scoring
 from rtd_hf.shapes.captions import ASPECTS, describe_fully, describe_scene, sample_aspects, with_article
 from rtd_hf.shapes.edits import EDIT_KINDS, sample_edit, sample_edits, sample_triplet
 from rtd_hf.shapes.pairs import ScenePairs
+from rtd_hf.shapes.phrases import world_phrases
 from rtd_hf.shapes.pictures import IMAGE_SIZE, draw_scene, picture
 from rtd_hf.shapes.scenes import (
     BACKGROUNDS,
@@ -452,6 +453,7 @@ def trainer_of(example: str, arguments: list[str], monkeypatch) -> Trainer:
 
     monkeypatch.setattr(Trainer, "train", stop)
     monkeypatch.setattr(sys, "argv", [f"{example}.py", "--use_cpu", *arguments])
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     with pytest.raises(_StartsTraining) as caught:
         load_example(example).main()
     return caught.value.args[0]
@@ -504,21 +506,36 @@ def _aspects_of(caption: str, scene: Scene) -> frozenset[str]:
     )
 
 
-def test_the_projection_trains_on_no_held_out_combination(monkeypatch, tmp_path):
-    folder = save_random_clip(tmp_path / "clip")
-    arguments = ["--clip_model", str(folder), "--output_dir", str(tmp_path / "out")]
-    trainer = trainer_of("train_projection", arguments, monkeypatch)
-    texts = trainer.train_dataset
-    assert len(texts) == 2000 * 256
-    sample = [texts[index] for index in range(0, len(texts), 101)]
-    assert len(set(sample)) > 4000 and not [text for text in sample if held_out_mentions(text)]
+@pytest.mark.parametrize("images", [False, True])
+def test_projections_train_on_no_held_out_combination(monkeypatch, images):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = load_example("train_projection")
+    objective = types.SimpleNamespace(needs_images=images, needs_captions=True)
+    rows = example.load_data(example.ScriptArguments(num_rows=300_000), objective, 42)
+    assert len(rows) == 300_000
+    sample = [rows[index]["caption"] for index in range(0, len(rows), 101)]
+    assert len(set(sample)) > 2000 and not [text for text in sample if held_out_mentions(text)]
     assert len(set.union(*map(mentions, sample))) == 144
+    if images:
+        assert all(rows[index]["scene"].split == "train" for index in range(200))
+        assert np.array_equal(rows[5]["image"], rows[5]["picture"])
+
+
+def test_phrases_are_about_training_combinations():
+    phrases = world_phrases(20, seed=1)
+    assert len(phrases) == 144
+    for concept, lines in phrases.items():
+        texture, colour, shape = concept.split()
+        assert not is_held_out(Object(shape, colour, "small", texture))
+        assert len(lines) == 20 and len(set(lines)) > 15 and all(concept in line for line in lines)
+        assert not [line for line in lines if held_out_mentions(line.replace(f"{concept} that", "it that"))]
+    assert world_phrases(20, seed=1) == phrases != world_phrases(20, seed=2)
 
 
 def test_rtd_trains_on_no_held_out_combination(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = load_example("train_rtd")
-    triplets = example.load_triplets(example.ScriptArguments(num_triplets=4000), 42)
+    triplets = example.load_triplets("shapes", 4000, 42)
     assert len(triplets) == 4000
     columns = ("reference_caption", "conditioning_caption", "target_caption")
     for column in columns:
@@ -655,7 +672,7 @@ def recipe_of(name: str) -> dict:
 
 def test_the_shipped_files_are_few_and_small():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8_000_000
+    assert sum(path.stat().st_size for path in files) < 16_000_000
     names = {path.relative_to(ASSETS).as_posix() for path in files}
     clip_files = (
         "config.json",
@@ -665,7 +682,8 @@ def test_the_shipped_files_are_few_and_small():
         "recipe.json",
     )
     assert names >= {*(f"clip/{name}" for name in clip_files)}
-    assert names >= {f"lincir/{name}" for name in ("config.json", "model.safetensors", "recipe.json")}
+    for method in PROJECTIONS:
+        assert names >= {f"{method}/{name}" for name in ("config.json", "model.safetensors", "recipe.json")}
 
 
 def test_the_shipped_clip_loads_in_plain_transformers(shipped):
@@ -715,19 +733,15 @@ def test_the_shipped_clip_is_what_the_code_builds(shipped):
     torch.testing.assert_close(own, made, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, example", [("clip", "fit_shapes_clip"), ("lincir", "train_projection")])
-def test_the_shipped_recipes_are_the_defaults_of_the_scripts(name, example):
-    recipe = recipe_of(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(load_example(example).FitArguments)}
-    assert recipe.pop("clip_model", "offline world").endswith("offline world")
+def test_the_shipped_recipe_of_the_clip_is_the_default_of_the_script():
+    recipe = recipe_of("clip")
+    fields = dataclasses.fields(load_example("fit_shapes_clip").FitArguments)
+    defaults = {field.name: field.default for field in fields}
     options = {key: value for key, value in recipe.items() if key in defaults}
     assert {"seed", "max_steps", "per_device_train_batch_size", "learning_rate", "weight_decay"} <= options.keys()
     assert options == {key: defaults[key] for key in options}
-    assert recipe["command"].startswith(f"python examples/{example}.py")
+    assert recipe["command"] == "python examples/fit_shapes_clip.py"
     assert recipe["figures"] and all(map(math.isfinite, recipe["figures"].values()))
-    # The command without further options is the recipe, so it may name what is a default only.
-    given = dict(zip(*[iter(recipe["command"].split()[2:])] * 2, strict=True))
-    assert given == {key: str(defaults[key.removeprefix("--")]) for key in given}
 
 
 def test_the_shipped_clip_reaches_its_figures(shipped):
@@ -739,40 +753,8 @@ def test_the_shipped_clip_reaches_its_figures(shipped):
     assert figures["text_to_image_recall@1"] >= 60
 
 
-def masked_caption_loss(projection, clip_folder: Path, noise_scale: float) -> float:
-    """LinCIR's objective on training captions, as in training (dropout, noise), over four batches of 256."""
-    example = load_example("train_projection")
-    prompts = PromptTokenizer(AutoTokenizer.from_pretrained(clip_folder))
-    encoder = CLIPTextModelForRTD.from_pretrained(clip_folder).eval()
-    rng, losses = random.Random("other captions"), []
-    torch.manual_seed(0)
-    projection.train()
-    with torch.no_grad():
-        for _ in range(4):
-            texts = [describe_scene(sample_scene(rng), rng) for _ in range(256)]
-            target = encoder(**prompts.encode(texts)).text_embeds
-            words = projection(target + torch.randn_like(target) * torch.rand(256, 1) * noise_scale)
-            masked = prompts.mark([example.mask_keywords(text) for text in texts])
-            per_row = masked["placeholder_mask"].sum(1)
-            embeds = encoder(**masked, pseudo_words=words[:, 0].repeat_interleave(per_row, 0)).text_embeds
-            losses.append(torch.nn.functional.mse_loss(embeds, target).item())
-    return sum(losses) / len(losses)
-
-
-def test_the_shipped_projection_reaches_its_loss():
-    recipe = recipe_of("lincir")
-    projection = ImageToWordProjection.from_pretrained(ASSETS / "lincir")
-    config = projection.config
-    assert config.projection_type == recipe["method"] == "lincir"
-    untrained = ImageToWordProjection.build("lincir", config.input_dim, config.output_dim)
-    loss, random_loss = (
-        masked_caption_loss(each, ASSETS / "clip", recipe["noise_scale"]) for each in (projection, untrained)
-    )
-    assert loss == pytest.approx(recipe["figures"]["last_loss"], rel=0.1)
-    assert loss < 0.7 * random_loss
-
-
 def test_a_short_run_of_the_script_repeats_itself(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = load_example("fit_shapes_clip")
 
     def run(folder: Path, seed: int) -> dict[str, torch.Tensor]:

@@ -13,8 +13,10 @@ from processes import leave, run_on_processes
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, TrainerCallback, TrainingArguments
 
 import rtd_hf.trainer
+from rtd_hf.anchors import precompute_anchors
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.projections import ImageToWordProjection
+from rtd_hf.texts import clean_caption
 from rtd_hf.trainer import RTDTrainer
 from rtd_hf.training_args import RTDTrainingArguments
 
@@ -417,8 +419,8 @@ def test_every_evaluation_has_the_same_noise(tmp_path):
 # ---------------------------------------------------------------------------------------- numbers that are not finite
 def test_a_batch_that_gives_nan_stops_the_run_with_whole_weights(tmp_path):
     class Poisoned(RTDTrainer):
-        def project_references(self, anchors):
-            words = super().project_references(anchors)
+        def project_references(self, model, inputs, anchors):
+            words = super().project_references(model, inputs, anchors)
             if self.state.global_step == 2:
                 self.before = weights_of(self.model)
                 return words * float("nan")
@@ -511,11 +513,65 @@ def test_a_training_set_without_a_full_batch_is_refused(tmp_path):
     assert trainer.train().global_step == 1
 
 
-def test_a_projection_that_reads_no_text_trains_with_literal_text_alone(tmp_path):
+def test_a_projection_that_makes_no_words_of_texts_trains_with_literal_ones(tmp_path):
     projection = ImageToWordProjection.build("context_i2w", 24, 32, vision_hidden_size=16)
-    with pytest.raises(ValueError, match="`context_i2w` .*no pseudo-words of texts.*`refined_concatenation=False`"):
-        make_trainer(tmp_path, projection=projection)
-    assert make_trainer(tmp_path, projection=projection, refined_concatenation=False).train().global_step == 3
+    plain = make_trainer(tmp_path, projection=projection, refined_concatenation=False)
+    implied = make_trainer(tmp_path, projection=projection)
+    for trainer in (plain, implied):
+        trainer.train()
+    assert same(weights_of(plain.model), weights_of(implied.model))
+
+
+def with_surrogate():
+    torch.manual_seed(0)
+    options = {"vision_hidden_size": 16, "latent_depth": 1, "context_placeholder_id": 7}
+    projection = ImageToWordProjection.build("context_i2w", 24, 32, **options)
+    projection.fit_surrogate(torch.randn(40, 24), torch.randn(40, 32), torch.randn(40, 24), steps=3)
+    return projection
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@LORA_KINDS
+def test_contexts_are_read_by_the_frozen_encoder(tmp_path, lora, packing):
+    """One step: the words are the surrogate's of the reference and of the prompt with the token in it."""
+    projection, seen = with_surrogate(), []
+
+    class Watched(RTDTrainer):
+        def encode_queries(self, model, inputs, words):
+            seen.append(words)
+            return super().encode_queries(model, inputs, words)
+
+    options = {"projection": projection, "noise_scale": 0.0, "packing": packing, "max_steps": 2}
+    trainer = make_trainer(tmp_path, lora=lora, trainer_class=Watched, learning_rate=0.1, **options)
+    frozen, tokenizer = tiny_text_model(CLIPTextModelForRTD).eval(), tiny_tokenizer()
+    placeholder = trainer.data_collator.prompts.placeholder_id
+    batches = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: batches.append(rows) or collate(rows)
+    trainer.train()
+    for rows, words in zip(batches, seen, strict=False):
+        for row, word in zip(rows, words, strict=True):
+            ids = tokenizer(f"a photo of $ , {row['conditioning_caption']}", return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                context = frozen(torch.where(ids == placeholder, 7, ids)).text_embeds
+                reference = tokenizer(clean_caption(row["reference_caption"]), return_tensors="pt")["input_ids"]
+                expected = projection.surrogate(frozen(reference).text_embeds, context)
+            torch.testing.assert_close(word, expected, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2 and trainer.state.global_step == 2
+    if not lora:
+        assert not same(weights_of(trainer.model), weights_of(frozen))
+
+
+def test_contexts_are_read_with_anchors_computed_ahead_too(tmp_path):
+    model, rows = tiny_text_model(CLIPTextModelForRTD), Dataset.from_list(tiny_triplets(12))
+    anchors = precompute_anchors(rows, model, tiny_tokenizer(), tmp_path / "anchors")
+    ahead = make_trainer(tmp_path / "a", projection=with_surrogate(), anchors=anchors, train_dataset=rows)
+    plain = make_trainer(tmp_path / "b", projection=with_surrogate(), train_dataset=rows)
+    losses = []
+    for trainer in (ahead, plain):
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert len(set(losses[0])) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_one_process_with_several_gpus_is_refused(tmp_path, monkeypatch):

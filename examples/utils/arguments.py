@@ -87,7 +87,7 @@ def parse(
         argv (`Sequence[str]`): The command line without the program's name.
         default_recipe (`str` or `Path`, *optional*): Read where `--config` is not given.
         description (`str`): For `--help`.
-        defaults (`Mapping`, *optional*): Values that take the place of the dataclasses' own; the recipe wins over them.
+        defaults (`Mapping`, *optional*): Values in the place of the dataclasses' own; the recipe wins over them.
 
     Returns:
         `tuple` of one instance of each dataclass.

@@ -41,8 +41,8 @@ class Parts:
     projection: Any
     context_encoder: Any
 
-    def retriever(self):
-        """A `ComposedImageRetriever` of these parts."""
+    def retriever(self, **options):
+        """A `ComposedImageRetriever` of these parts; the options are its own."""
         from rtd_hf import ComposedImageRetriever
 
         return ComposedImageRetriever(
@@ -52,6 +52,7 @@ class Parts:
             tokenizer=self.tokenizer,
             image_processor=self.image_processor,
             context_encoder=self.context_encoder,
+            **options,
         )
 
 
@@ -89,24 +90,27 @@ def load_parts(
     projection: str,
     *,
     projection_subfolder: str = "",
+    projection_type: str | None = None,
     prompt_template: str | None = None,
     device="cpu",
 ) -> Parts:
     """Text encoder, image tower, tokenizer, image processor and projection.
 
     Args:
-        clip_model (`str`): Folder or Hub id of the CLIP, or `shapes`.
-        projection (`str`): Folder or Hub id, or a name of `WORLD_PROJECTIONS` (`shapes` is `lincir`).
+        clip_model (`str`): Folder or Hub id of a CLIP, or of another backbone (SigLIP, SigLIP 2), or `shapes`.
+        projection (`str`): Folder or Hub id, the file its authors published, or a name of `WORLD_PROJECTIONS`
+            (`shapes` is `lincir`).
         projection_subfolder (`str`, *optional*): Folder of the projection within it.
+        projection_type (`str`, *optional*): Kind of an authors' file that looks like two kinds.
         prompt_template (`str`, *optional*): Takes the place of all templates of the projection.
         device (*optional*): Where the models are put.
 
     Raises:
         ValueError, OSError: If one of them is damaged, or is no such thing.
     """
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModelWithProjection
+    from transformers import AutoTokenizer
 
-    from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, check_safetensors
+    from rtd_hf import AutoTextModelForRTD, ImageToWordProjection, check_safetensors
     from rtd_hf.contexts import quiet_transformers
     from rtd_hf.shapes import ASSETS
 
@@ -117,15 +121,22 @@ def load_parts(
         if folder.is_dir():
             check_safetensors(folder)  # names the file that is damaged
     with quiet_transformers():  # each tower reports the other one's weights as left over
-        fitted = ImageToWordProjection.from_pretrained(words, subfolder=projection_subfolder)
+        if Path(words).is_file():
+            base = None if Path(clip).exists() else clip
+            fitted = ImageToWordProjection.from_original(words, base_model=base, projection_type=projection_type)
+        else:
+            fitted = ImageToWordProjection.from_pretrained(words, subfolder=projection_subfolder)
         if prompt_template:
             fitted.use_template(prompt_template)
-        original = CLIPTextModelForRTD.from_pretrained(clip) if fitted.needs_context else None
+        backbone = AutoTextModelForRTD.class_for(clip)
+        text_encoder, tokenizer = backbone.from_pretrained(clip), AutoTokenizer.from_pretrained(clip)
+        text_encoder.check_tokenizer(tokenizer)
+        original = backbone.from_pretrained(clip) if fitted.needs_context else None
         return Parts(
-            text_encoder=CLIPTextModelForRTD.from_pretrained(clip).to(device),
-            vision_model=CLIPVisionModelWithProjection.from_pretrained(clip).eval().requires_grad_(False).to(device),
-            tokenizer=AutoTokenizer.from_pretrained(clip),
-            image_processor=CLIPImageProcessorPil.from_pretrained(clip),  # what the published CLIP was measured with
+            text_encoder=text_encoder.to(device),
+            vision_model=backbone.load_vision_model(clip).to(device),
+            tokenizer=tokenizer,
+            image_processor=backbone.load_image_processor(clip),
             projection=fitted.eval().to(device),
             context_encoder=original and original.eval().requires_grad_(False).to(device),
         )

@@ -5,18 +5,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..registry import Registry
 from ..texts import DEFAULT_TEMPLATE, PLACEHOLDER, check_template
-from .configuration import ProjectionConfig
+from ..weights import check_finite, load_whole
+from .checks import check_inputs
+from .configuration import ProjectionConfig, read_projection_type
+from .texts_for_images import TextsForImages
 
 
 PROJECTIONS = Registry("projection", "PROJECTIONS")
 
 
-class ImageToWordProjection(PreTrainedModel):
+class ImageToWordProjection(TextsForImages, PreTrainedModel):
     """
     Base class of the projections: an image embedding in, pseudo-words for the text encoder out.
 
@@ -34,9 +37,7 @@ class ImageToWordProjection(PreTrainedModel):
         image_preprocess (`str`): Image preprocessing of the publication.
         needs_patches (`bool`): Whether `forward` needs `patch_embeds`.
         needs_context (`bool`): Whether `forward` needs `context_embeds`.
-        text_words (`int`, *optional*):
-            Pseudo-words that `project_text` makes of a text, as many as `prompt_template` holds placeholders. `None`
-            means the K of an image, 0 that a text cannot stand for an image: `project_text` refuses.
+        text_trainings, surrogate_is_bounded: See [`TextsForImages`].
 
     An image always gets K places. A projection whose images have fewer words fills the first places and leaves the
     others zero; `count_words` says how many are filled, and `template_for` gives the prompt that takes so many.
@@ -55,7 +56,6 @@ class ImageToWordProjection(PreTrainedModel):
     image_preprocess: ClassVar[str] = "clip"
     needs_patches: ClassVar[bool] = False
     needs_context: ClassVar[bool] = False
-    text_words: ClassVar[int | None] = None
 
     def __init__(self, config: ProjectionConfig):
         if not isinstance(config, self.config_class):
@@ -66,6 +66,7 @@ class ImageToWordProjection(PreTrainedModel):
         super().__init__(config)
         if config.projection_type is None:
             config.projection_type = self.projection_type  # or the saved folder could not be loaded
+        self.prepare_for_texts()
 
     @staticmethod
     def default_hidden_dim(projection_dim: int) -> int:
@@ -129,9 +130,7 @@ class ImageToWordProjection(PreTrainedModel):
         Raises:
             ValueError: an input has another shape, or is missing where it is needed.
         """
-        self._check_embeds(image_embeds)
-        self._check_patches(patch_embeds, len(image_embeds))
-        self._check_context(context_embeds, len(image_embeds))
+        check_inputs(self, image_embeds, patch_embeds, context_embeds)
         # The towers may run in another precision than the projection.
         inputs = (
             None if embeds is None else embeds.to(self.dtype)
@@ -140,29 +139,7 @@ class ImageToWordProjection(PreTrainedModel):
         words = self.project(*inputs)
         return words.reshape(image_embeds.shape[0], self.config.num_pseudo_words, self.config.output_dim)
 
-    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
-        """
-        Turns text embeddings into pseudo-words, as text-only training does: they are taken for image embeddings.
-
-        A text has no patches. Patch-based projections that make words without them override it; see `text_words`.
-
-        Args:
-            text_embeds (`torch.Tensor` of shape `(B, D)`): Projected text embeddings, not normalised.
-
-        Returns:
-            `torch.Tensor` of shape `(B, K, H)`, or `(B, text_words, H)` where that is given: pseudo-words.
-
-        Raises:
-            ValueError: `text_embeds` is not `(B, D)`.
-            NotImplementedError: `text_words` is 0.
-        """
-        if self.text_words == 0:
-            raise NotImplementedError(
-                f"The `{self.config.projection_type}` projection makes its pseudo-words from the patches of an image, "
-                f"which have no counterpart in a text. Train the text encoder with a projection of global embeddings "
-                f"of the same CLIP model, such as `lincir`, or without one; this projection then serves at inference."
-            )
-        return self(text_embeds)
+    # Images with differing numbers of words
 
     def count_words(self, words: torch.Tensor) -> torch.Tensor:
         """
@@ -225,51 +202,6 @@ class ImageToWordProjection(PreTrainedModel):
         """`(B, D)` to `(B, K * H)` or `(B, K, H)`; the one method a projection defines."""
         raise NotImplementedError(f"{type(self).__name__} must define `project`.")
 
-    def _check_embeds(self, embeds: torch.Tensor):
-        width = self.config.input_dim
-        if embeds.ndim != 2:
-            raise ValueError(f"The embeddings must have shape (batch, {width}), but have {tuple(embeds.shape)}.")
-        if embeds.shape[-1] != width:
-            trained_on = f" ({self.config.base_model})" if self.config.base_model else ""
-            raise ValueError(
-                f"The embeddings are {embeds.shape[-1]} wide, but this `{self.config.projection_type}` "
-                f"projection takes `input_dim` {width}. Use it with the CLIP model it was trained on{trained_on}, "
-                f"or a projection made for this one."
-            )
-
-    def _check_patches(self, patch_embeds: torch.Tensor | None, rows: int):
-        if not self.needs_patches:
-            return
-        if patch_embeds is None:
-            raise ValueError(
-                f"The `{self.config.projection_type}` projection reads `patch_embeds`, but got None. Give the vision "
-                f"encoder's last hidden states, as the retriever's `embed_references` and the backbone's "
-                f"`encode_image` return them."
-            )
-        width = self.config.vision_hidden_size
-        shape = tuple(patch_embeds.shape)
-        if len(shape) != 3 or shape[0] != rows or shape[1] < 1 or (width is not None and shape[2] != width):
-            wanted = f"({rows}, 1 + patches, {'width' if width is None else width})"
-            raise ValueError(
-                f"`patch_embeds` must have shape {wanted}, but have {shape}. Give all tokens of the last vision "
-                f"layer, the class token first, of the CLIP model that the projection was trained on."
-            )
-
-    def _check_context(self, context_embeds: torch.Tensor | None, rows: int):
-        if not self.needs_context:
-            return
-        if context_embeds is None:
-            raise ValueError(
-                f"The `{self.config.projection_type}` projection reads `context_embeds`, but got None. Give the text "
-                f"embeddings of the prompts, placeholder included, by the text encoder it was trained with (the "
-                f"original one, not one trained since), not normalised."
-            )
-        if tuple(context_embeds.shape) != (rows, self.config.input_dim):
-            raise ValueError(
-                f"`context_embeds` must have shape {(rows, self.config.input_dim)}, one text embedding per image, but "
-                f"have {tuple(context_embeds.shape)}."
-            )
-
     def _vision_width(self) -> int:
         """`config.vision_hidden_size`, for a projection that cannot be sized without it."""
         if self.config.vision_hidden_size is None:
@@ -304,11 +236,11 @@ class ImageToWordProjection(PreTrainedModel):
         Raises:
             RegistryError: the type is not registered.
             ValueError: the folder holds something else than a projection, or a projection of another class than the
-                one that was asked, or lacks weights.
+                one that was asked, or lacks weights, or has some that are not finite.
             OSError: the folder does not exist, or the weights file is damaged.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        projection_type = cls._read_projection_type(name, kwargs)
+        projection_type = read_projection_type(name, kwargs)
         subclass = PROJECTIONS[projection_type]
         if not issubclass(subclass, cls):
             raise ValueError(
@@ -317,13 +249,14 @@ class ImageToWordProjection(PreTrainedModel):
             )
         wants_report = kwargs.pop("output_loading_info", False)
         load = super(ImageToWordProjection, subclass).from_pretrained
-        model, report = _explain_damage(load, name, *args, output_loading_info=True, **kwargs)
+        model, report = load_whole(load, name, *args, output_loading_info=True, **kwargs)
         missing = sorted(report["missing_keys"])
         if missing:
             raise ValueError(
                 f"`{name}` lacks {len(missing)} weight(s) of a `{projection_type}` projection, among them "
                 f"`{missing[0]}`; they would be random. Convert or download the checkpoint again."
             )
+        check_finite(model.state_dict(), name)
         return (model, report) if wants_report else model
 
     @classmethod
@@ -358,39 +291,3 @@ class ImageToWordProjection(PreTrainedModel):
 
         wanted = projection_type or getattr(cls, "projection_type", None)
         return load_original(path, base_model=base_model, projection_type=wanted, **options)
-
-    @staticmethod
-    def _read_projection_type(name: str, kwargs: dict[str, Any]) -> str:
-        config = kwargs.get("config")
-        if config is None:
-            hub = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-            config, _ = ProjectionConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
-        elif isinstance(config, PreTrainedConfig):
-            config = config.to_dict()
-        where = "/".join(part for part in (name, kwargs.get("subfolder")) if part)
-        if not config:
-            raise OSError(
-                f"There is no `config.json` in `{where}`. Give the folder of a projection, or its `subfolder`."
-            )
-        projection_type = config.get("projection_type")
-        if projection_type is None:
-            raise ValueError(
-                f"`{where}` is no projection: its `config.json` has no `projection_type` (`model_type` is "
-                f"`{config.get('model_type')}`). Give a folder that a projection's `save_pretrained` wrote."
-            )
-        return projection_type
-
-
-def _explain_damage(load: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls `load`, and turns safetensors' terse complaint about a damaged file into one that names the file."""
-    from safetensors import SafetensorError
-
-    try:
-        return load(name, *args, **kwargs)
-    except SafetensorError as error:
-        path = os.path.join(name, "model.safetensors")
-        where = path if os.path.isfile(path) else name
-        raise OSError(
-            f"The weights of `{where}` are damaged or cut short ({error}). Delete the file and download or convert it "
-            f"again."
-        ) from error

@@ -46,6 +46,10 @@ class ProjectionConfig(PreTrainedConfig):
         vision_hidden_size (`int`, *optional*):
             Width W of the vision encoder's tokens (`hidden_size` of the CLIP vision model), for projections that read
             patches.
+        text_training (`str`, *optional*):
+            How text-only training puts texts in the place of images, one of the projection's `text_trainings`; its
+            first by default.
+        surrogate_hidden_dim (`int`, *optional*): Hidden width of its surrogate ([`WordSurrogate`]); 2 D by default.
 
     What one projection alone has to say stands in a subclass beside it, its `config_class`.
 
@@ -70,6 +74,8 @@ class ProjectionConfig(PreTrainedConfig):
         image_preprocess: str = "clip",
         base_model: str | None = None,
         vision_hidden_size: int | None = None,
+        text_training: str | None = None,
+        surrogate_hidden_dim: int | None = None,
         **kwargs: Any,
     ):
         named = {
@@ -98,4 +104,39 @@ class ProjectionConfig(PreTrainedConfig):
         self.image_preprocess = image_preprocess
         self.base_model = base_model
         self.vision_hidden_size = vision_hidden_size
+        self.text_training = text_training
+        self.surrogate_hidden_dim = surrogate_hidden_dim
         super().__init__(**kwargs)
+
+
+def read_projection_type(name: str, kwargs: dict[str, Any]) -> str:
+    """
+    The type of projection that a saved configuration names.
+
+    Args:
+        name (`str`): Folder or Hub id.
+        kwargs (`dict`): Those of `from_pretrained`, `config` and `subfolder` among them.
+
+    Returns:
+        `str`: its name in `PROJECTIONS`.
+
+    Raises:
+        ValueError: it is the configuration of something else.
+        OSError: there is none.
+    """
+    config = kwargs.get("config")
+    if config is None:
+        hub = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        config, _ = ProjectionConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
+    elif isinstance(config, PreTrainedConfig):
+        config = config.to_dict()
+    where = "/".join(part for part in (name, kwargs.get("subfolder")) if part)
+    if not config:
+        raise OSError(f"There is no `config.json` in `{where}`. Give the folder of a projection, or its `subfolder`.")
+    projection_type = config.get("projection_type")
+    if projection_type is None:
+        raise ValueError(
+            f"`{where}` is no projection: its `config.json` has no `projection_type` (`model_type` is "
+            f"`{config.get('model_type')}`). Give a folder that a projection's `save_pretrained` wrote."
+        )
+    return projection_type

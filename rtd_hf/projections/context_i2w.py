@@ -126,8 +126,8 @@ class ContextI2WProjection(ImageToWordProjection):
 
     The keys of its state dict are the published ones (`IM2TEXT_OWM_Attn`), except that the weight normalisation of
     `W_R` is folded: one `W_R.weight` stands for `W_R.weight_g * W_R.weight_v / |W_R.weight_v|`, row by row. In the
-    publication D and H are equal; here the context is D and the word H wide. A text has no patches, so
-    [`~ImageToWordProjection.project_text`] refuses.
+    publication D and H are equal; here the context is D and the word H wide. A text has no patches, so text-only
+    training needs a surrogate ([`~ImageToWordProjection.fit_surrogate`]); without one it writes literal words.
     """
 
     config_class = ContextI2WConfig
@@ -138,7 +138,7 @@ class ContextI2WProjection(ImageToWordProjection):
     caption_order = Pic2WordProjection.caption_order
     needs_patches = True
     needs_context = True
-    text_words = 0
+    text_trainings = ("literal", "surrogate")
 
     @staticmethod
     def default_hidden_dim(projection_dim: int) -> int:

@@ -1,31 +1,9 @@
 """SEARLE's projection (Baldrati et al., ICCV 2023, "Zero-Shot Composed Image Retrieval with Textual Inversion")."""
 
 import torch
-from torch import nn
 
 from .base import PROJECTIONS, ImageToWordProjection, ProjectionConfig
-
-
-def word_layers(config: ProjectionConfig, output_dim: int) -> nn.Sequential:
-    """
-    The network that turns embeddings into words.
-
-    Args:
-        config ([`ProjectionConfig`]): Its `input_dim`, `hidden_dim` and `dropout` count.
-        output_dim (`int`): Width of what comes out.
-
-    Returns:
-        `nn.Sequential`: three linear layers, a GELU and a dropout after the first two.
-    """
-    return nn.Sequential(
-        nn.Linear(config.input_dim, config.hidden_dim),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
-        nn.Linear(config.hidden_dim, config.hidden_dim),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
-        nn.Linear(config.hidden_dim, output_dim),
-    )
+from .networks import word_layers
 
 
 @PROJECTIONS.register("searle")
@@ -43,7 +21,8 @@ class SEARLEProjection(ImageToWordProjection):
 
     def __init__(self, config: ProjectionConfig):
         super().__init__(config)
-        self.layers = word_layers(config, config.num_pseudo_words * config.output_dim)
+        words = config.num_pseudo_words * config.output_dim
+        self.layers = word_layers(config.input_dim, config.hidden_dim, words, config.dropout)
         self.post_init()
 
     def project(

@@ -1,7 +1,7 @@
 """The small CLIP of the offline world: tokenizer, configuration and the assets that ship with the package.
 
 A genuine `CLIPModel`, `CLIPTokenizer` and CLIP image processor, only small: 48 x 48 pictures in 8 x 8 patches, a joint
-space of 96 dimensions. `examples/fit_shapes_clip.py` trains it, `examples/train_projection.py` fits its projection;
+space of 96 dimensions. `examples/fit_shapes_clip.py` trains it, `examples/train_projection.py` fits its projections;
 recipe, seed and figures of the shipped files lie beside them in `assets/`.
 """
 
@@ -16,7 +16,7 @@ from .scenes import sample_scene
 
 
 ASSETS = Path(__file__).parent / "assets"
-"""Folder of the shipped small CLIP (`clip/`) and projections (`lincir/`)."""
+"""Folder of the shipped small CLIP (`clip/`) and of a projection of each kind fitted to it (`lincir/`, ...)."""
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 

@@ -26,10 +26,34 @@ class ScenePairs(Dataset):
         return self.number
 
     def __getitem__(self, index: int) -> dict:
-        """One pair: `scene`, `caption` (`str`) and `picture` (`uint8` array of shape `(48, 48, 3)`)."""
+        """One pair: `scene`, `caption` (`str`) and `picture`, also `image` (`uint8` array of shape `(48, 48, 3)`)."""
         if not 0 <= index < self.number:
             raise IndexError(f"`index` must be in 0..{self.number - 1}, got {index}.")
         rng = random.Random(f"{self.split} pair {self.seed} {index}")
         scene = sample_scene(rng, self.split)
         describe = describe_fully if rng.random() < self.full_captions else describe_scene
-        return {"scene": scene, "caption": describe(scene, rng), "picture": draw_scene(scene, rng.getrandbits(63))}
+        caption, picture = describe(scene, rng), draw_scene(scene, rng.getrandbits(63))
+        return {"scene": scene, "caption": caption, "picture": picture, "image": picture}
+
+
+class SceneCaptions(Dataset):
+    """Captions alone, drawn on demand; the index and the seed alone decide a caption.
+
+    Args:
+        number (`int`): How many captions.
+        seed (`int`, *optional*, defaults to 0): Another seed gives other captions.
+        split (`str`, *optional*, defaults to `"train"`): The combinations to draw from.
+    """
+
+    def __init__(self, number: int, *, seed: int = 0, split: Split = "train"):
+        self.number, self.seed, self.split = number, seed, split
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> dict:
+        """One row: `caption` (`str`)."""
+        if not 0 <= index < self.number:
+            raise IndexError(f"`index` must be in 0..{self.number - 1}, got {index}.")
+        rng = random.Random(f"caption {self.seed} {index}")
+        return {"caption": describe_scene(sample_scene(rng, self.split), rng)}

@@ -1,0 +1,254 @@
+"""Pictures and captions to fit projections to: out of a folder, a file of captions, or a `datasets` data set."""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .triplets import check_texts
+
+
+IMAGE_COLUMNS = ("image", "file_name", "img", "picture", "jpg", "png", "image_path", "path", "filename")
+CAPTION_COLUMNS = ("caption", "text", "prompt", "sentence", "description", "blip_caption")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+class CaptionLines(Dataset):
+    """
+    Captions alone.
+
+    Args:
+        captions (`Sequence[str]`): The captions, none of them blank.
+
+    Raises:
+        ValueError: a caption is blank; the message counts them and names the first.
+    """
+
+    def __init__(self, captions: Sequence[str]):
+        blank = [number for number, caption in enumerate(captions, start=1) if not caption.strip()]
+        if blank:
+            raise ValueError(
+                f"{len(blank)} of {len(captions)} captions are blank, the first in line {blank[0]}. Remove them."
+            )
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"caption": self.captions[index]}
+
+
+class PictureFiles(Dataset):
+    """
+    The pictures of a folder and of those in it, each with the caption in the text file of the same name beside it.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        captions (`bool`): Whether captions are needed.
+
+    Raises:
+        ValueError: there are no pictures, or captions are missing or blank; the message counts them and names one.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, captions: bool):
+        found = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        self.paths = sorted(path for path in found if path.is_file())
+        if not self.paths:
+            raise ValueError(
+                f"`data` {folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}). Give a folder of pictures."
+            )
+        self.captions: list[str] | None = None
+        if captions:
+            beside = [path.with_suffix(".txt") for path in self.paths]
+            texts = [path.read_text(encoding="utf-8").strip() if path.is_file() else "" for path in beside]
+            without = [path for path, text in zip(self.paths, texts, strict=True) if not text]
+            if without:
+                raise ValueError(
+                    f"{len(without)} of {len(texts)} pictures in {folder} have no caption, the first is {without[0]}. "
+                    f"Write a text file beside each ({without[0].with_suffix('.txt').name}), or a metadata.csv with "
+                    f"the columns `file_name` and `caption` into the folder."
+                )
+            self.captions = texts
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = {"image": str(self.paths[index])}
+        return row if self.captions is None else {**row, "caption": self.captions[index]}
+
+
+class TableRows(Dataset):
+    """
+    Rows of a `datasets` data set as objectives want them. Pictures are not decoded here but by who opens them.
+
+    Args:
+        table (`datasets.Dataset`): The data set.
+        image_column (`str`, *optional*): The column of pictures: images, or paths.
+        caption_column (`str`, *optional*): The column of captions.
+        root (`Path`, *optional*): What paths are relative to.
+
+    Raises:
+        ValueError: captions are missing or blank, or the pictures are of an unknown kind.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        root: Path | None = None,
+    ):
+        from datasets import Image, Value
+
+        kept = [name for name in (image_column, caption_column) if name is not None]
+        table = table.select_columns(kept)
+        if caption_column is not None:
+            check_texts(table, caption_column)
+        if image_column is not None:
+            kind = table.features[image_column]
+            if isinstance(kind, Image):
+                table = table.cast_column(image_column, Image(decode=False))
+            elif not isinstance(kind, Value) or "string" not in kind.dtype:
+                raise ValueError(
+                    f"Column `{image_column}` must hold images or their paths, but holds {kind}. Give another as "
+                    f"`image_column`, or cast it: `dataset.cast_column({image_column!r}, datasets.Image())`."
+                )
+        self.table, self.image_column, self.caption_column, self.root = table, image_column, caption_column, root
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source = self.table[index]
+        row: dict[str, Any] = {}
+        if self.image_column is not None:
+            image = source[self.image_column]
+            if image is None:
+                raise ValueError(f"Row {index} has no picture in column `{self.image_column}`. Remove such rows.")
+            if isinstance(image, str):
+                image = str((self.root or Path()) / image)
+            else:
+                row["name"] = f"{image.get('path') or 'without a name'} in row {index}"
+            row["image"] = image
+        if self.caption_column is not None:
+            row["caption"] = source[self.caption_column]
+        return row
+
+
+def load_rows(
+    data: str,
+    *,
+    images: bool,
+    captions: bool,
+    split: str = "train",
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> Dataset:
+    """
+    Opens what `data` names.
+
+    - A folder of pictures: with a `metadata.csv`, `.jsonl` or `.parquet` in it (column `file_name`, as in `datasets`'
+      image folders), or with text files beside the pictures, or, where no captions are needed, without either.
+    - A folder that `datasets`' `save_to_disk` wrote.
+    - A file: `.txt` with a caption a line, or `.json`, `.jsonl`, `.csv`, `.parquet` with columns; paths of pictures in
+      it are relative to its folder.
+    - Else the Hub id of a data set.
+
+    Args:
+        data (`str`): One of these.
+        images, captions (`bool`): What is needed.
+        split (`str`, *optional*, defaults to `"train"`): The split of a data set that has several.
+        image_column, caption_column (`str`, *optional*): Names of columns; found by their usual names by default.
+
+    Returns:
+        `Dataset`: rows with `"image"`, `"caption"` or both.
+
+    Raises:
+        FileNotFoundError: there is no such file, or split.
+        ValueError: a column is not there, or holds something else than it should; the message says what there is.
+    """
+    path = Path(data)
+    root = path if path.is_dir() else path.parent
+    if path.is_dir():
+        metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
+        if metadata is not None:
+            table = _read_table(metadata)
+        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            table = _saved_table(path, split)
+        elif images:
+            return PictureFiles(path, captions=captions)
+        else:
+            raise ValueError(
+                f"`data` {path} holds neither a metadata file nor a saved data set. Give a file of captions."
+            )
+    elif path.is_file() and path.suffix == ".txt":
+        if images:
+            raise ValueError(f"`data` {path} holds captions alone, but this method looks at pictures.")
+        return CaptionLines(path.read_text(encoding="utf-8").splitlines())
+    elif path.is_file() and path.suffix.lower() in _TABLES:
+        table = _read_table(path)
+    elif path.suffix.lower() in (*_TABLES, ".txt") or path.is_absolute() or data.startswith("."):
+        raise FileNotFoundError(f"`data` {data} does not exist. Give a folder, a file, or the Hub id of a data set.")
+    else:
+        from datasets import load_dataset
+
+        table, root = load_dataset(data, split=split), None
+    names = table.column_names
+    return TableRows(
+        table,
+        image_column=find_column(names, image_column, IMAGE_COLUMNS, "image_column") if images else None,
+        caption_column=find_column(names, caption_column, CAPTION_COLUMNS, "caption_column") if captions else None,
+        root=root,
+    )
+
+
+def find_column(names: Iterable[str], wanted: str | None, usual: Sequence[str], option: str) -> str:
+    """
+    Args:
+        names (`Iterable[str]`): The columns there are.
+        wanted (`str`, *optional*): The one asked for.
+        usual (`Sequence[str]`): Usual names, in order of preference, where none was asked for.
+        option (`str`): What the option is called, for the error.
+
+    Returns:
+        `str`: the column's name.
+
+    Raises:
+        ValueError: it is not there; the message lists the columns and proposes one.
+    """
+    names = list(names)
+    found = [name for name in ((wanted,) if wanted else usual) if name in names]
+    if found:
+        return found[0]
+    likely = difflib.get_close_matches(wanted, names, n=1) if wanted else []
+    likely += [name for name in usual if name in names]
+    likely += [name for name in names if difflib.get_close_matches(name.lower(), usual, n=1)]
+    likely += [name for name in names if any(part in name.lower() for part in usual)]
+    what = f"`{option}` {wanted!r} is not in the data" if wanted else f"No column of the data is known as `{option}`"
+    hint = f" Did you mean `--{option} {likely[0]}`?" if likely else f" Say which one it is with `--{option}`."
+    raise ValueError(f"{what}. Columns that came: {', '.join(f'`{name}`' for name in names) or 'none'}.{hint}")
+
+
+def _read_table(path: Path) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(_TABLES[path.suffix.lower()], data_files=str(path), split="train")
+
+
+def _saved_table(path: Path, split: str) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
+    saved = load_from_disk(str(path))
+    if not isinstance(saved, DatasetDict):
+        return saved
+    if split not in saved:
+        raise FileNotFoundError(f"`split` {split!r} is not in {path}, which holds {', '.join(saved)}.")
+    return saved[split]
