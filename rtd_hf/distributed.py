@@ -1,5 +1,7 @@
 """The few things a loss has to know about the other processes. On one process every function is the identity."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -113,3 +115,20 @@ def gather_with_grad(tensor: Tensor, *, check: bool = True) -> Tensor:
     if world_size() == 1:
         return tensor
     return _GatherWithGrad.apply(tensor)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """
+    Collects a value of every process, of any kind and size, in the order of their ranks. To be called by all.
+
+    Args:
+        value (`Any`): This process's, on the CPU.
+
+    Returns:
+        `list`: `[value]` on one process.
+    """
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found

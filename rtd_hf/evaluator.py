@@ -1,7 +1,8 @@
 """Scores a text encoder on a benchmark. The image side never changes under RTD, so it is encoded once and kept."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -9,13 +10,25 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from .benchmarks.base import CIRBenchmark, CIRQuery
-from .metrics import TIES, Ranks, average_precision_at_k, paired_bootstrap, rank_targets, recall_at_k, top_k
+from .distributed import gather_objects, rank, world_size
+from .metrics import (
+    TIES,
+    Ranks,
+    average_precision_at_k,
+    paired_bootstrap,
+    rank_targets,
+    ranks_of_lists,
+    recall_at_k,
+    top_k,
+)
 from .retrieval import ComposedImageRetriever, ComposedPrompts
+from .similarity import slerp
 
 
 logger = logging.get_logger(__name__)
 
-Composer = Literal["projection", "image", "text", "sum", "caption"]
+COMPOSERS = ("projection", "image", "text", "sum", "slerp", "caption")
+Composer = Literal["projection", "image", "text", "sum", "slerp", "caption"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +41,13 @@ class CIRResult:
             metric are weighted such that every group counts the same.
         num_tied (`int`): Queries whose target shares its score with another image.
         num_queries (`int`): Queries scored; none is ever left out.
+        protocol (`Mapping`, *optional*): The choices the figures depend on, with the sizes and the treatment of ties.
     """
 
     per_query: Mapping[str, torch.Tensor]
     num_tied: int
     num_queries: int
+    protocol: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,15 +75,28 @@ class CIREvaluator:
         retriever ([`ComposedImageRetriever`]): Encodes images and queries; its text encoder is scored by default.
         ties (`str`, *optional*, defaults to `"pessimistic"`): How equal scores count: against the target, for it
             (`"optimistic"`), or the mean over their orders (`"mean"`). Ties are reported either way.
+        features (`str` or `os.PathLike`, *optional*): Folder in which image embeddings are kept and found again;
+            nowhere by default. See [`~ComposedImageRetriever.embed_gallery`].
+        strict (`bool`, *optional*, defaults to `True`): Refuse to score if a picture cannot be read. Otherwise such
+            pictures are left out with the queries that need them, and the result's protocol says how many.
 
     Raises:
         ValueError: If `ties` is none of these.
     """
 
-    def __init__(self, benchmark: CIRBenchmark, retriever: ComposedImageRetriever, *, ties: str = "pessimistic"):
+    def __init__(
+        self,
+        benchmark: CIRBenchmark,
+        retriever: ComposedImageRetriever,
+        *,
+        ties: str = "pessimistic",
+        features: str | os.PathLike | None = None,
+        strict: bool = True,
+    ):
         if ties not in TIES:
             raise ValueError(f"`ties` must be one of {', '.join(TIES)}, got {ties!r}.")
         self.benchmark, self.retriever, self.ties = benchmark, retriever, ties
+        self.features, self.strict = features, strict
         self._image_embeds: torch.Tensor | None = None
         self._kept: tuple[tuple, ComposedPrompts] | None = None
         self._index = {image_id: row for row, image_id in enumerate(benchmark.gallery)}
@@ -76,92 +104,137 @@ class CIREvaluator:
     @property
     def image_embeds(self) -> torch.Tensor:
         """The gallery's embeddings, `(N, D)`, not normalised; encoded at first use."""
-        if self._image_embeds is None:
-            gallery, load = self.benchmark.gallery, self.benchmark.load_image
-            self._image_embeds = self.retriever.embed_images(lambda i: load(gallery[i]), number=len(gallery))
+        self.read_gallery()
         return self._image_embeds
+
+    def read_gallery(self) -> CIRBenchmark:
+        """Encodes the gallery, if that is not done yet.
+
+        Returns:
+            [`CIRBenchmark`]: What is scored: the benchmark, less what cannot be read where not `strict`.
+
+        Raises:
+            UnreadableImagesError: If pictures cannot be read, and `strict`. It names all of them.
+        """
+        if self._image_embeds is not None:
+            return self.benchmark
+        benchmark = self.benchmark
+        options = {"name": benchmark.name, "folder": self.features, "strict": self.strict}
+        found = self.retriever.embed_gallery(benchmark.gallery, benchmark.load_image, **options)
+        if found.unreadable:
+            self.benchmark = benchmark.without_images(found.unreadable)
+            self._index = {image_id: row for row, image_id in enumerate(self.benchmark.gallery)}
+            logger.warning(
+                f"Not comparable with other results: {len(found.unreadable)} pictures of `{benchmark.name}` cannot be "
+                f"read and are left out with the queries that need them. Scored is {self.benchmark.describe()}."
+            )
+        self._image_embeds = found.image_embeds
+        return self.benchmark
 
     def __call__(self, text_encoder=None) -> dict[str, float]:
         """Scores a text encoder (the retriever's own by default): `{"shapes_recall@10": 77.0, ...}` in percent."""
         return self.evaluate(text_encoder).metrics
 
-    def evaluate(self, text_encoder=None, *, composer: Composer = "projection") -> CIRResult:
+    def evaluate(self, text_encoder=None, *, composer: Composer = "projection", text_weight: float = 0.5) -> CIRResult:
         """Scores one way of composing the query.
 
         Args:
             text_encoder (*optional*): The encoder to score; the retriever's own by default.
             composer (`str`, *optional*, defaults to `"projection"`): `"projection"` is composed retrieval. The
-                baselines: `"image"` (reference alone), `"text"` (conditioning text alone), `"sum"` (normalised sum of
-                both). `"caption"` is the upper bound: the full caption of the target as the query.
+                baselines: `"image"` (reference alone), `"text"` (conditioning text alone), `"sum"` (normalised
+                weighted sum of both), `"slerp"` (the point between both on the sphere). `"caption"` is the upper
+                bound: the full caption of the target as the query.
+            text_weight (`float`, *optional*, defaults to 0.5): The text's share in `"sum"` and `"slerp"`.
 
         Returns:
             [`CIRResult`]
 
         Raises:
-            ValueError: If features are not finite, or the benchmark has no target captions for `"caption"`.
+            UnreadableImagesError: If pictures cannot be read, and `strict`. It names all of them.
+            ValueError: If features are not finite, `text_weight` is not between 0 and 1, there are no target captions
+                for `"caption"`, or the targets are kept by a test server.
         """
-        queries, images = self.benchmark.queries, F.normalize(self.image_embeds, dim=-1)
-        embeds = self._compose(composer, queries, text_encoder)
-        groups: dict[str, list[int]] = {}
-        for row, query in enumerate(queries):
-            groups.setdefault(query.group, []).append(row)
-        values: dict[str, torch.Tensor] = {}
+        _check_targets_are_known(self.benchmark)
+        benchmark = self.read_gallery()
+        if benchmark.empty_metrics:
+            logger.warning(
+                f"{', '.join(benchmark.empty_metrics)} of `{benchmark.name}` is 100 whatever the ranking, because a "
+                f"gallery holds no more images: {benchmark.describe()}"
+            )
+        embeds = self._compose(composer, benchmark.queries, text_encoder, text_weight)
+        values = {metric: torch.zeros(len(benchmark.queries)) for metric in benchmark.metrics}
         num_tied = 0
-        for group, rows in groups.items():
-            part, tied = self._score([queries[row] for row in rows], embeds[rows], images, group)
+        for group, rows in benchmark.groups.items():
+            part, tied = self._score([benchmark.queries[row] for row in rows], embeds[rows], group)
             num_tied += tied
-            # The mean over groups is not weighted by their size: scale each query so that the plain mean says so.
-            weight = len(queries) / (len(groups) * len(rows))
             for metric, per_query in part.items():
-                if group:
-                    values[f"{self.benchmark.name}_{group}_{metric}"] = per_query
-                overall = values.setdefault(f"{self.benchmark.name}_{metric}", torch.zeros(len(queries)))
-                overall[rows] = per_query * weight
+                values[metric][rows] = per_query
         if num_tied:
             logger.warning(
-                f"{num_tied} of {len(queries)} queries of `{self.benchmark.name}` have images that score exactly like "
-                f"their target; they are counted by `ties={self.ties!r}`."
+                f"{num_tied} of {len(embeds)} queries of `{benchmark.name}` have images that score exactly like their "
+                f"target; they are counted by `ties={self.ties!r}`."
             )
-        return CIRResult(values, num_tied, len(queries))
+        protocol = {**benchmark.protocol, "ties": self.ties}
+        return CIRResult(summarise(benchmark, values), num_tied, len(embeds), protocol)
 
-    def search(self, k: int, *, text_encoder=None, rows: Sequence[int] | None = None) -> list[list[str]]:
+    def search(
+        self, k: int, *, text_encoder=None, rows: Sequence[int] | None = None, subset: bool = False
+    ) -> list[list[str]]:
         """The best `k` images of some queries, best first, under the benchmark's own rules.
 
         Args:
             k (`int`): How many.
             text_encoder (*optional*): The encoder to use; the retriever's own by default.
             rows (`Sequence[int]`, *optional*): Which queries, by their place in the benchmark; all by default.
+            subset (`bool`, *optional*, defaults to `False`): Among each query's candidates only (CIRR's second
+                submission), which GeneCIS does in any case. Targets are not needed: this makes submissions.
 
         Returns:
             `list[list[str]]`: Image ids per query, in the order of `rows`.
+
+        Raises:
+            ValueError: If `k` exceeds what a query has to choose from, or a query has no candidates for `subset`.
         """
-        rows = range(len(self.benchmark.queries)) if rows is None else rows
-        queries, images = [self.benchmark.queries[row] for row in rows], F.normalize(self.image_embeds, dim=-1)
+        benchmark = self.read_gallery()
+        rows = range(len(benchmark.queries)) if rows is None else rows
+        queries = [benchmark.queries[row] for row in rows]
+        subset = subset or self.benchmark.search_candidates
+        if subset and not all(query.candidates for query in queries):
+            raise ValueError(f"`{self.benchmark.name}` has no candidates of each query's own, which `subset` needs.")
         embeds = self._compose("projection", queries, text_encoder)
         found: dict[int, list[str]] = {}
         for group in dict.fromkeys(query.group for query in queries):
             at = [i for i, query in enumerate(queries) if query.group == group]
-            pool = self.benchmark.gallery_of(group)
-            gallery = images[[self._index[image_id] for image_id in pool]]
-            best = top_k(embeds[at], gallery, k, exclude=self._excluded([queries[i] for i in at], pool))
+            pool, gallery, place = self._pool(group)
+            asked = [queries[i] for i in at]
+            candidates = _padded([[place[i] for i in query.candidates] for query in asked]) if subset else None
+            best = top_k(embeds[at], gallery, k, exclude=self._excluded(asked, place), candidates=candidates)
             found |= {i: [pool[j] for j in line] for i, line in zip(at, best.indices.tolist(), strict=True)}
         return [found[i] for i in range(len(queries))]
 
-    def _compose(self, composer: Composer, queries: Sequence[CIRQuery], text_encoder) -> torch.Tensor:
+    def _compose(
+        self, composer: Composer, queries: Sequence[CIRQuery], text_encoder, text_weight: float = 0.5
+    ) -> torch.Tensor:
+        if composer not in COMPOSERS or not 0 <= text_weight <= 1:
+            raise ValueError(
+                f"`composer` must be {', '.join(COMPOSERS[:-1])} or {COMPOSERS[-1]}, and `text_weight` lie between 0 "
+                f"and 1, got {composer!r} and {text_weight}."
+            )
         retriever = self.retriever
         if composer == "projection":
             return retriever.encode_prompts(self._composed(queries), text_encoder=text_encoder)
         references = self.image_embeds[[self._index[query.reference] for query in queries]]
         if composer == "image":
             return F.normalize(references, dim=-1)
-        if composer in ("text", "sum"):
-            texts = retriever.encode_texts([query.texts for query in queries], text_encoder=text_encoder)
-            return texts if composer == "text" else F.normalize(F.normalize(references, dim=-1) + texts, dim=-1)
         if composer == "caption":
             if not all(query.target_caption for query in queries):
                 raise ValueError(f"`{self.benchmark.name}` has no target captions, which `composer='caption'` needs.")
             return retriever.encode_texts([query.target_caption for query in queries], text_encoder=text_encoder)
-        raise ValueError(f"`composer` must be projection, image, text, sum or caption, got {composer!r}.")
+        texts = retriever.encode_texts([query.texts for query in queries], text_encoder=text_encoder)
+        if composer == "text":
+            return texts
+        blend = slerp if composer == "slerp" else torch.lerp
+        return F.normalize(blend(F.normalize(references, dim=-1), texts, text_weight), dim=-1)
 
     def _composed(self, queries: Sequence[CIRQuery]) -> ComposedPrompts:
         """The queries up to the text encoder. Images and projection do not change in RTD, so they are kept."""
@@ -181,47 +254,140 @@ class CIREvaluator:
             return retriever.compose(references, [query.texts for query in queries], **options)
         # The vision tokens of all references do not fit into memory at once: 6 GB for FashionIQ and ViT-L/14.
         order = sorted(range(len(queries)), key=lambda row: queries[row].reference)
+        starts = range(0, len(order), retriever.batch_size)
+        number, own = (world_size(), rank()) if retriever.shared else (1, 0)
         parts = []
-        for start in range(0, len(order), retriever.batch_size):
+        for start in starts[own::number]:
             rows = order[start : start + retriever.batch_size]
             distinct = list(dict.fromkeys(queries[row].reference for row in rows))
             features = retriever.embed_references(lambda i, ids=distinct: load(ids[i]), number=len(distinct))
             at = torch.tensor([distinct.index(queries[row].reference) for row in rows])
             part = retriever.compose(features[at], [queries[row].texts for row in rows], **options)
             parts.append(replace(part, queries=torch.tensor(rows)[part.queries]))
-        return ComposedPrompts.concatenate(parts)
+        lists = gather_objects(parts) if retriever.shared else [parts]
+        return ComposedPrompts.concatenate([lists[i % number][i // number] for i in range(len(starts))])
 
-    def _score(
-        self, queries: list[CIRQuery], embeds: torch.Tensor, images: torch.Tensor, group: str
-    ) -> tuple[dict[str, torch.Tensor], int]:
-        """Values per query in percent for every metric, and the number of queries with ties, within one gallery."""
+    def _pool(self, group: str) -> tuple[Sequence[str], torch.Tensor, dict[str, int]]:
+        """What a group searches: ids, embeddings `(N, D)`, and the place of each id."""
         pool = self.benchmark.gallery_of(group)
+        if pool is self.benchmark.gallery:
+            return pool, self.image_embeds, self._index
         place = {image_id: row for row, image_id in enumerate(pool)}
-        gallery = images[[self._index[image_id] for image_id in pool]]
-        targets = _padded([[place[i] for i in query.targets] for query in queries])
-        exclude = self._excluded(queries, pool)
-        ranks = rank_targets(embeds, gallery, targets, exclude=exclude, ties=self.ties)
-        subset = None
-        if any("subset" in metric for metric in self.benchmark.metrics):
-            candidates = _padded([[place[i] for i in query.candidates] for query in queries])
-            subset = rank_targets(embeds, gallery, targets, exclude=exclude, candidates=candidates, ties=self.ties)
-        values = {metric: 100 * _value(metric, ranks, subset) for metric in self.benchmark.metrics}
-        return values, ranks.num_tied_queries
+        return pool, self.image_embeds[[self._index[image_id] for image_id in pool]], place
 
-    def _excluded(self, queries: Sequence[CIRQuery], pool: Sequence[str]) -> torch.Tensor | None:
+    def _score(self, queries: list[CIRQuery], embeds: torch.Tensor, group: str) -> tuple[dict[str, torch.Tensor], int]:
+        """Values per query in percent for every metric, and the number of queries with ties, within one gallery."""
+        benchmark = self.benchmark
+        _, gallery, place = self._pool(group)
+        kinds = {metric.partition("@")[0] for metric in benchmark.metrics}
+        targets = _padded([[place[i] for i in query.targets] for query in queries])
+        options = {"exclude": self._excluded(queries, place), "ties": self.ties}
+        candidates = subset = reverse = None
+        if benchmark.search_candidates or "recall_subset" in kinds:
+            candidates = _padded([[place[i] for i in query.candidates] for query in queries])
+            subset = rank_targets(embeds, gallery, targets, candidates=candidates, **options)
+        ranks = subset if benchmark.search_candidates else rank_targets(embeds, gallery, targets, **options)
+        if "recall_reverse" in kinds:
+            wanted = torch.arange(len(queries))[:, None]
+            reverse = rank_targets(gallery[targets[:, 0]], embeds, wanted, ties=self.ties)
+        of_kind = {"recall": ranks, "map": ranks, "recall_subset": subset, "recall_reverse": reverse}
+        return _values(benchmark.metrics, of_kind), ranks.num_tied_queries
+
+    def _excluded(self, queries: Sequence[CIRQuery], place: Mapping[str, int]) -> torch.Tensor | None:
         """The place of each query's reference in its gallery, `(Q, 1)`, where the benchmark leaves it out."""
         if not self.benchmark.exclude_reference:
             return None
-        place = {image_id: row for row, image_id in enumerate(pool)}
         return torch.tensor([[place[query.reference]] for query in queries])
 
 
-def _value(metric: str, ranks: Ranks, subset: Ranks | None) -> torch.Tensor:
-    name, k = metric.split("@")
-    if name == "map":
-        return average_precision_at_k(ranks, int(k))
-    # The first target alone counts for the recall, as in CIRCO; most benchmarks have no other.
-    return recall_at_k((subset if name == "recall_subset" else ranks).ranks[:, :1], int(k))
+def score_rankings(
+    benchmark: CIRBenchmark,
+    rankings: Sequence[Sequence[Hashable]],
+    *,
+    subset_rankings: Sequence[Sequence[Hashable]] | None = None,
+) -> CIRResult:
+    """Scores ranked lists, such as those of a submission, as [`CIREvaluator`] scores embeddings.
+
+    Args:
+        benchmark ([`CIRBenchmark`]): Queries and metrics.
+        rankings (`Sequence[Sequence]`): Per query the ids of the images found, best first. A list should reach to the
+            largest cut-off: what it does not hold counts as not found.
+        subset_rankings (`Sequence[Sequence]`, *optional*): The same among each query's candidates, for
+            `recall_subset@K`; without it the rankings are restricted to the candidates.
+
+    Returns:
+        [`CIRResult`] with the figures of the metrics other than `recall_reverse@K`, which lists do not tell.
+
+    Raises:
+        ValueError: If there are not as many lists as queries, an id stands twice in a list, or the targets are hidden.
+    """
+    _check_targets_are_known(benchmark)
+    wanted = [query.targets for query in benchmark.queries]
+    ranks, subset = ranks_of_lists(rankings, wanted), None
+    metrics = [metric for metric in benchmark.metrics if not metric.startswith("recall_reverse")]
+    if any(metric.startswith("recall_subset") for metric in metrics):
+        if subset_rankings is None:
+            allowed = [set(query.candidates) for query in benchmark.queries]
+            pairs = zip(rankings, allowed, strict=True)
+            subset_rankings = [[item for item in ranking if item in among] for ranking, among in pairs]
+        subset = ranks_of_lists(subset_rankings, wanted)
+    values = _values(metrics, {"recall": ranks, "map": ranks, "recall_subset": subset})
+    protocol = {**benchmark.protocol, "ties": "as listed"}
+    return CIRResult(summarise(benchmark, values), 0, len(wanted), protocol)
+
+
+def summarise(benchmark: CIRBenchmark, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The figures of a benchmark: overall, per group, per aspect, and averages of several.
+
+    Args:
+        benchmark ([`CIRBenchmark`]): Says what belongs together.
+        values (`Mapping[str, torch.Tensor]`): Per metric one value a query, `(Q,)`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Per figure the values whose mean it is, see [`CIRResult`].
+    """
+    groups, name = benchmark.groups, benchmark.name
+    # The mean over groups is not weighted by their size: scale each query so that the plain mean says so.
+    weights = torch.ones(len(benchmark.queries))
+    for rows in groups.values():
+        weights[rows] = len(benchmark.queries) / (len(groups) * len(rows))
+    means = {
+        average: torch.stack([values[metric] for metric in metrics]).mean(dim=0)
+        for average, metrics in benchmark.averages.items()
+        if all(metric in values for metric in metrics)
+    }
+    figures: dict[str, torch.Tensor] = {}
+    for metric, per_query in {**values, **means}.items():
+        figures |= {f"{name}_{group}_{metric}": per_query[rows] for group, rows in groups.items() if group}
+        figures[f"{name}_{metric}"] = per_query * weights
+    for aspect in dict.fromkeys(aspect for query in benchmark.queries for aspect in query.aspects):
+        rows = [row for row, query in enumerate(benchmark.queries) if aspect in query.aspects]
+        for metric in benchmark.aspect_metrics:
+            figures[f"{name}_{aspect}_{metric}"] = values[metric][rows]
+    return figures
+
+
+def _check_targets_are_known(benchmark: CIRBenchmark) -> None:
+    if benchmark.hidden_targets:
+        raise ValueError(
+            f"The targets of `{benchmark.name}` ({benchmark.describe()}) are not public, so there is nothing to score "
+            f"against. Rank with `CIREvaluator.search`, write the lists with `rtd_hf.submissions`, and let the "
+            f"benchmark's server score them; or load the split `val`."
+        )
+
+
+def _values(metrics: Sequence[str], ranks: Mapping[str, Ranks | torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One value a query in percent for every metric, from the ranks of its kind."""
+    values = {}
+    for metric in metrics:
+        kind, k = metric.split("@")
+        if kind == "map":
+            values[metric] = 100 * average_precision_at_k(ranks[kind], int(k))
+        else:
+            # The first target alone counts for the recall, as in CIRCO; most benchmarks have no other.
+            table = ranks[kind].ranks if isinstance(ranks[kind], Ranks) else ranks[kind]
+            values[metric] = 100 * recall_at_k(table[:, :1], int(k))
+    return values
 
 
 def _padded(rows: list[list[int]]) -> torch.Tensor:

@@ -7,7 +7,7 @@ as hits.
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ TIES = ("pessimistic", "optimistic", "mean")
 
 # Larger than any gallery: the rank of a target that a ranked list does not hold.
 NOT_RANKED = 2**62
+_COUNTED_AT_ONCE = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def rank_targets(
         ties (`str`, *optional*, defaults to `"pessimistic"`): `"pessimistic"`, `"optimistic"` or `"mean"`.
         normalize (`bool`, *optional*, defaults to `True`): Whether to rank by cosine similarity or dot product.
         query_block (`int`, *optional*, defaults to 256): Queries scored at once.
-        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 128.
+        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 512.
 
     Returns:
         [`Ranks`]: The ranks and the number of ties.
@@ -125,38 +126,33 @@ def rank_targets(
     exclude = None if exclude is None else similarity.check_positions("exclude", exclude)
     candidates = None if candidates is None else similarity.check_positions("candidates", candidates)
     _check_targets(targets, exclude)
-    count = _TargetCount(targets)
-
-    def blocks() -> Iterator[tuple[slice, Tensor, Tensor]]:
-        if candidates is not None:
-            for rows, scores in similarity.candidate_scores(candidates, exclude):
-                yield rows, scores, _find_slots(targets[rows], candidates[rows], rows.start)
-        else:
-            for rows, first, scores in similarity.scores(exclude):
-                slots = targets[rows] - first
-                yield rows, scores, slots.masked_fill_((slots < 0) | (slots >= scores.shape[1]), -1)
-
-    if candidates is not None or similarity.num_blocks == 1:
-        for rows, scores, slots in blocks():
+    if candidates is not None:
+        count = _TargetCount(targets)
+        for rows, scores in similarity.candidate_scores(candidates, exclude):
+            slots = _find_slots(targets[rows], candidates[rows], rows.start)
             count.read(rows, scores, slots)
             count.add(rows, scores, slots)
     else:
-        # A target's score comes out of the very product that the score of its copy in the same block comes out of; the
-        # second pass repeats the products of the first bit for bit.
-        for block in blocks():
-            count.read(*block)
-        for block in blocks():
-            count.add(*block)
+        # In one block the targets' scores are all there; otherwise they come first, out of products of the same shape,
+        # so that a target and its copy score the same to the last bit.
+        one = similarity.num_blocks == 1
+        count = _TargetCount(targets, None if one else similarity.scores_of(targets))
+        for rows, first, scores in similarity.scores(exclude):
+            slots = targets[rows] - first
+            slots.masked_fill_((slots < 0) | (slots >= scores.shape[1]), -1)
+            if one:
+                count.read(rows, scores, slots)
+            count.add(rows, scores, slots)
     return Ranks(count.ranks(ties), count.num_tied)
 
 
 class _TargetCount:
     """The scores of the targets, and how many other items are above and on a par with each."""
 
-    def __init__(self, targets: Tensor):
+    def __init__(self, targets: Tensor, scores: Tensor | None = None):
         self.valid = targets >= 0
         # NaN is neither above nor below nor equal to anything: padding counts nothing.
-        self.scores = torch.full(targets.shape, torch.nan, device=targets.device)
+        self.scores = torch.full(targets.shape, torch.nan, device=targets.device) if scores is None else scores
         self.greater = torch.zeros_like(targets)
         self.equal = torch.zeros_like(targets)
         self.num_tied = torch.zeros_like(targets[:, 0])
@@ -170,14 +166,25 @@ class _TargetCount:
         """Counts a block of scores (b, B), which is written to."""
         row, column = (slots >= 0).nonzero(as_tuple=True)
         scores[row, slots[row, column]] = -torch.inf
-        tied = torch.zeros_like(scores, dtype=torch.bool)
-        for column in range(slots.shape[1]):
-            target = self.scores[rows, column, None]
-            equal = scores == target
-            self.greater[rows, column] += (scores > target).sum(dim=1)
-            self.equal[rows, column] += equal.sum(dim=1)
-            tied |= equal
-        self.num_tied[rows] += tied.sum(dim=1)
+        # Comparisons that write numbers are counted by vectorised sums, those that write booleans are not: 4 times
+        # slower on a CPU. A piece stays in the cache while all targets are compared with it.
+        on_par = False
+        for piece in scores.split(_COUNTED_AT_ONCE, dim=1):
+            buffer = torch.empty_like(piece, memory_format=torch.contiguous_format)
+            for column in range(slots.shape[1]):
+                asked = self.valid[rows, column]
+                at = slice(None) if bool(asked.all()) else asked.nonzero().flatten()
+                some, target = piece[at], self.scores[rows, column][at, None]
+                greater = torch.gt(some, target, out=buffer[: len(some)]).sum(dim=1).long()
+                equal = torch.ge(some, target, out=buffer[: len(some)]).sum(dim=1).long() - greater
+                self.greater[rows, column][at] += greater
+                self.equal[rows, column][at] += equal
+                on_par |= bool(equal.any())
+        if on_par:  # hardly ever, and only then it matters which items they are
+            tied = torch.zeros_like(scores, dtype=torch.bool)
+            for column in range(slots.shape[1]):
+                tied |= scores == self.scores[rows, column, None]
+            self.num_tied[rows] += tied.sum(dim=1)
 
     def ranks(self, ties: str) -> Tensor:
         """The ranks (Q, G) of all that was counted, with the targets put among themselves."""

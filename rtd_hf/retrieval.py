@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from .contexts import evaluating
+from .distributed import gather_objects, rank, world_size
+from .features import GalleryFeatures, PictureEncoder, encode_gallery, image_fingerprint
 from .images import open_image, pad_to_ratio
 from .prompts import PromptTokenizer
 from .texts import join_captions
@@ -78,6 +79,10 @@ class ComposedImageRetriever:
         context_encoder ([`CLIPTextModelForRTD`], *optional*): For a projection that reads the query's text too
             (Context-I2W): the text encoder it was fitted with, which is the original one and not one trained since.
         batch_size (`int`, *optional*, defaults to 256): Images or texts encoded at once.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read pictures ahead; 0 reads in this one.
+        shared (`bool`, *optional*, defaults to `False`): Share galleries and queries among the processes of
+            `torch.distributed` (accelerate's). All of them then have to make the same calls, and all get the same
+            embeddings, which are those of one process.
 
     Raises:
         ValueError: If the projection needs a `context_encoder` and there is none.
@@ -93,6 +98,8 @@ class ComposedImageRetriever:
         image_processor,
         context_encoder=None,
         batch_size: int = 256,
+        num_workers: int = 0,
+        shared: bool = False,
     ):
         if projection.needs_context and context_encoder is None:
             raise ValueError(
@@ -102,13 +109,14 @@ class ComposedImageRetriever:
             )
         self.text_encoder, self.vision_model, self.projection = text_encoder, vision_model, projection
         self.image_processor, self.batch_size = image_processor, batch_size
+        self.num_workers, self.shared = num_workers, shared
         self.tokenizer, self.context_encoder = tokenizer, context_encoder
         self._prompts: dict[str, PromptTokenizer] = {}
         self.prompts = self._prompts_of(projection.config.prompt_template)
 
     def _prompts_of(self, template: str) -> PromptTokenizer:
         if template not in self._prompts:
-            self._prompts[template] = PromptTokenizer(self.tokenizer, template)
+            self._prompts[template] = PromptTokenizer(self.tokenizer, template, **self.text_encoder.prompt_options())
         return self._prompts[template]
 
     # Images
@@ -147,7 +155,6 @@ class ComposedImageRetriever:
         """
         return self._features(images, number, patches=self.projection.needs_patches)
 
-    @torch.inference_mode()
     def _features(self, images: Sequence | Callable, number: int | None, *, patches: bool) -> ImageFeatures:
         if isinstance(images, (str, os.PathLike)):
             raise TypeError(
@@ -159,18 +166,54 @@ class ComposedImageRetriever:
         number = number if callable(images) else len(images)
         if number < 1:
             raise ValueError(f"`images` must hold at least one image, got {number}.")
-        device = next(self.vision_model.parameters()).device
-        embeds, tokens = [], []
-        starts = range(0, number, self.batch_size)
         with evaluating(self.vision_model):
-            for start in tqdm(starts, desc="Encoding images", unit="batch", disable=len(starts) < 4, leave=False):
-                batch = [self._opened(get(i)) for i in range(start, min(start + self.batch_size, number))]
-                pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
-                image_embeds, patch_embeds = self.text_encoder.encode_image(self.vision_model, pixels.to(device))
-                embeds.append(image_embeds.float().cpu())
-                if patches:
-                    tokens.append(patch_embeds.float().cpu())
-        return ImageFeatures(torch.cat(embeds), torch.cat(tokens) if patches else None)
+            found = self._encoder(shared=False)(get, number, patches=patches)
+        return ImageFeatures(found.image_embeds, found.patch_embeds)
+
+    def embed_gallery(
+        self,
+        ids: Sequence[str],
+        load: Callable,
+        *,
+        name: str = "gallery",
+        folder: str | os.PathLike | None = None,
+        strict: bool = True,
+    ) -> GalleryFeatures:
+        """Embeddings of a gallery's pictures as of [`~ComposedImageRetriever.embed_images`], kept on disk.
+
+        Args:
+            ids (`Sequence[str]`): The pictures, each once.
+            load (`Callable[[str], image]`): Opens one by its id.
+            name (`str`, *optional*): What the gallery is called in file names.
+            folder (`str` or `os.PathLike`, *optional*): Where features are kept and found again; nowhere by default.
+                They are of these weights, this preprocessing and these pictures, or they are made anew.
+            strict (`bool`, *optional*, defaults to `True`): Raise if pictures cannot be read; else leave them out.
+
+        Returns:
+            [`GalleryFeatures`]
+
+        Raises:
+            UnreadableImagesError: If pictures cannot be read, and `strict`. It names all of them.
+            ValueError: If the image tower gives NaN.
+        """
+        fingerprint = None
+        if folder is not None:
+            before = self.projection.config.image_preprocess
+            fingerprint = image_fingerprint(self.vision_model, self.image_processor, before)
+        options = {"name": name, "folder": folder, "fingerprint": fingerprint, "strict": strict}
+        with evaluating(self.vision_model):
+            return encode_gallery(self._encoder(shared=self.shared), ids, load, **options)
+
+    def _encoder(self, *, shared: bool) -> PictureEncoder:
+        device = next(self.vision_model.parameters()).device
+        return PictureEncoder(
+            self._opened,
+            lambda image: self.image_processor([image], return_tensors="pt")["pixel_values"][0],
+            lambda pixels: self.text_encoder.encode_image(self.vision_model, pixels.to(device)),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            shared=shared,
+        )
 
     def _opened(self, image):
         """An image as it came, or from its file; padded where the projection was fitted to padded ones."""
@@ -308,11 +351,18 @@ class ComposedImageRetriever:
             texts,
             lambda at, packed: prompts.compose_with_token([texts[i] for i in at], token, packed=packed),
             self.context_encoder,
+            shared=False,  # references are shared as a whole, with their texts
         )
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str], make_batch: Callable, text_encoder=None, groups: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        make_batch: Callable,
+        text_encoder=None,
+        *,
+        groups: Sequence[str] | None = None,
+        shared: bool | None = None,
     ) -> torch.Tensor:
         """Encodes texts in order of length, so that batches need little padding; returns them in their own order.
 
@@ -325,11 +375,15 @@ class ComposedImageRetriever:
         for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
             members.setdefault("" if groups is None else groups[i], []).append(i)
         batches = [at for numbers in members.values() for at in torch.tensor(numbers).split(self.batch_size)]
+        shared = self.shared if shared is None else shared
+        parts, part = (world_size(), rank()) if shared else (1, 0)
         embeds = []
         with evaluating(encoder):
-            for at in batches:
+            for at in batches[part::parts]:
                 batch = {name: value.to(device) for name, value in make_batch(at, packed).items()}
                 embeds.append(encoder(**batch).text_embeds.float().cpu())
+        lists = gather_objects(embeds) if shared else [embeds]
+        embeds = [lists[number % parts][number // parts] for number in range(len(batches))]
         return torch.cat(embeds)[torch.cat(batches).argsort()]
 
 

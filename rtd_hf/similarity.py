@@ -18,6 +18,9 @@ from .contexts import full_precision
 # Matrix products treat all columns alike only at widths that fill the tiles of their kernels. At others the columns of
 # the edge are summed in another order (seen on CPUs at widths such as 10, 63 and 1001).
 _COLUMN_MULTIPLE = 128
+# Items in one product, however wide a block is: what is filled up or multiplied again is never more than this.
+_TILE = 512
+_NORMED_AT_ONCE = 2**20
 
 
 class TopK(NamedTuple):
@@ -37,15 +40,15 @@ class BlockwiseSimilarity:
     """
     Yields the scores of all queries over all gallery items in blocks, so that the memory does not grow with `Q * N`.
 
-    All blocks have the same shape (the last one is filled up with items of score -inf), and an item that is identical
-    to another gets the identical score. A second pass repeats the scores of the first bit for bit.
+    All products have the same shape (a last one is filled up), so that an item that is identical to another gets the
+    identical score, and the same score every time.
 
     Args:
         queries (`torch.Tensor` of shape `(Q, D)`): Query features, of any floating type, on the device to work on.
         gallery (`torch.Tensor` of shape `(N, D)`): Gallery features, on any device: they are moved in blocks.
         normalize (`bool`, *optional*, defaults to `True`): Whether the score is the cosine, or the dot product.
         query_block (`int`, *optional*, defaults to 256): Queries scored at once.
-        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 128.
+        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 512.
 
     Raises:
         `ValueError`: For shapes that do not fit, empty sides, or rows that are not finite (which side, and how many).
@@ -71,12 +74,17 @@ class BlockwiseSimilarity:
         for name, features in (("queries", queries), ("gallery", gallery)):
             if 0 in features.shape:
                 raise ValueError(f"`{name}` must not be empty, got shape {tuple(features.shape)}.")
-            _check_finite(name, features, gallery_block)
+            if not features.is_floating_point():
+                raise ValueError(f"`{name}` must hold floating point features, got {features.dtype}.")
         self.gallery = gallery.detach()
         self.normalize = normalize
         self.query_block = query_block
-        self.width = _round_up(min(gallery_block, len(gallery)))
-        self.queries = self._prepare(queries.detach())
+        self.tile = min(_TILE, _round_up(len(gallery), _COLUMN_MULTIPLE))
+        self.width = _round_up(gallery_block, self.tile)
+        self.queries = queries.detach()
+        self.query_norms = self._norms("queries", self.queries)
+        # The scores are divided by these, not the gallery: a block is then a view of it, and not a copy.
+        self.gallery_norms = self._norms("gallery", self.gallery).to(queries.device)
 
     @property
     def num_blocks(self) -> int:
@@ -92,22 +100,46 @@ class BlockwiseSimilarity:
 
         Yields:
             `(slice, int, torch.Tensor)`: The queries of the block, the gallery position of its first column, and the
-            scores, of shape `(query_block, width)`. The scores may be written to.
+            scores, of shape `(query_block, width)`; less at the end of either side. They may be written to, and are
+            written over by the next.
         """
+        # One array for all: a new one for each would be made while the last is still looked at.
+        size = (min(self.query_block, len(self.queries)), min(self.width, len(self.gallery)))
+        buffer = torch.empty(size, device=self.queries.device)
         for first in range(0, len(self.gallery), self.width):
-            block = self._prepare(self.gallery[first : first + self.width])
-            filled = F.pad(block, (0, 0, 0, self.width - len(block)))
+            columns = slice(first, min(first + self.width, len(self.gallery)))
+            tiles = list(self._tiles(self.gallery[columns], self.gallery_norms[columns]))
             for rows in self._rows(self.query_block):
-                with full_precision(filled.device.type):
-                    scores = self.queries[rows] @ filled.T
-                self._check_scores(scores)
-                scores[:, len(block) :] = -torch.inf
+                scores = self._products(rows, tiles, buffer)
                 if exclude is not None:
-                    columns = exclude[rows] - first
-                    inside = (columns >= 0) & (columns < self.width)
-                    row, slot = inside.nonzero(as_tuple=True)
-                    scores[row, columns[row, slot]] = -torch.inf
+                    slots = exclude[rows] - first
+                    inside = (slots >= 0) & (slots < scores.shape[1])
+                    row, column = inside.nonzero(as_tuple=True)
+                    scores[row, slots[row, column]] = -torch.inf
                 yield rows, first, scores
+
+    def scores_of(self, positions: Tensor) -> Tensor:
+        """
+        The scores of a few items of each query's own, equal bit for bit to those that [`scores`] yields.
+
+        Products of the same shape are summed in the same order, so the items are scored in blocks of the same shape.
+
+        Args:
+            positions (`torch.Tensor` of shape `(Q, P)`): Gallery positions, or -1 for padding.
+
+        Returns:
+            `torch.Tensor` of shape `(Q, P)`: The scores, NaN for padding.
+        """
+        found = torch.full(positions.shape, torch.nan, device=self.queries.device)
+        for rows in self._rows(self.query_block):
+            wanted = positions[rows]
+            items = wanted[wanted >= 0].unique()
+            if len(items):
+                block = self.gallery[items.to(self.gallery.device)]
+                scores = self._products(rows, list(self._tiles(block, self.gallery_norms[items])))
+                slots = torch.searchsorted(items, wanted).clamp_(max=len(items) - 1)
+                found[rows] = torch.where(wanted >= 0, scores.gather(1, slots), torch.nan)
+        return found
 
     def candidate_scores(self, candidates: Tensor, exclude: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
         """
@@ -120,13 +152,19 @@ class BlockwiseSimilarity:
         Yields:
             `(slice, torch.Tensor)`: The queries of the block and the scores `(rows, C)`, that may be written to.
         """
-        for rows in self._rows(max(1, min(self.query_block, self.width // max(1, candidates.shape[1])))):
+        # As many items at once as hold no more numbers than a block of scores does.
+        room = (
+            self.query_block
+            * min(self.width, len(self.gallery))
+            // (self.queries.shape[1] * max(1, candidates.shape[1]))
+        )
+        for rows in self._rows(max(1, min(self.query_block, room))):
             positions = candidates[rows]
-            flat = positions.clamp(min=0).flatten().to(self.gallery.device)
-            items = self._prepare(self.gallery[flat]).unflatten(0, positions.shape)
+            flat = positions.clamp(min=0).flatten()
+            items = self.gallery[flat.to(self.gallery.device)].to(self.queries.device).float()
             # A sum of products, unlike a batched matrix product, adds up all rows in the same order.
-            scores = (items * self.queries[rows, None]).sum(dim=-1)
-            self._check_scores(scores)
+            scores = (items.unflatten(0, positions.shape).mul_(self._prepared(rows)[:, None])).sum(dim=-1)
+            scores = self._scaled(scores, self.gallery_norms[flat].unflatten(0, positions.shape))
             hidden = positions < 0
             if exclude is not None:
                 hidden |= (positions[:, :, None] == exclude[rows, None, :]).any(dim=-1)
@@ -165,28 +203,58 @@ class BlockwiseSimilarity:
     def _rows(self, size: int) -> Iterator[slice]:
         return (slice(first, first + size) for first in range(0, len(self.queries), size))
 
-    def _prepare(self, features: Tensor) -> Tensor:
-        device = getattr(self, "queries", features).device
-        features = features.to(device).float()
-        if not self.normalize:
-            return features
-        norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-        if not norms.isfinite().all():
-            raise ValueError("The norm of some features overflows float32. Scale the features down.")
-        return features / norms.clamp_min(1e-12)
+    def _products(self, rows: slice, tiles: list[tuple[int, Tensor, Tensor]], buffer: Tensor | None = None) -> Tensor:
+        """The scores of a block of queries and all items of the tiles, `(query_block, n)`."""
+        queries = self._prepared(rows)
+        size = (len(queries), sum(number for number, _, _ in tiles))
+        scores = queries.new_empty(size) if buffer is None else buffer[: size[0], : size[1]]
+        first = 0
+        for number, items, norms in tiles:
+            with full_precision(items.device.type):
+                product = queries @ items.T
+            scores[:, first : first + number] = self._scaled(product, norms)[:, :number]
+            first += number
+        return scores
 
-    def _check_scores(self, scores: Tensor) -> None:
+    def _prepared(self, rows: slice) -> Tensor:
+        queries = self.queries[rows].float()
+        return queries / self.query_norms[rows, None] if self.normalize else queries
+
+    def _scaled(self, scores: Tensor, norms: Tensor) -> Tensor:
+        # With norms that are finite a cosine is, too, so that only dot products are looked through.
+        if self.normalize:
+            return scores.div_(norms)
         if not scores.isfinite().all():
             raise ValueError("Some products of `queries` and `gallery` overflow float32. Scale the features down.")
+        return scores
+
+    def _tiles(self, items: Tensor, norms: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Items `(n, D)` and norms in tiles of one width, float32 where the queries are, with the number in each."""
+        for part, lengths in zip(items.split(self.tile), norms.split(self.tile), strict=True):
+            part, missing = part.to(self.queries.device).float(), self.tile - len(part)
+            if missing:
+                part, lengths = F.pad(part, (0, 0, 0, missing)), F.pad(lengths, (0, missing), value=1.0)
+            elif not part.is_contiguous() or part.data_ptr() % 64:
+                # Kernels may treat the edge of an array differently that begins where their vectors do not.
+                part = part.clone(memory_format=torch.contiguous_format)
+            yield self.tile - missing, part, lengths
+
+    def _norms(self, name: str, features: Tensor) -> Tensor:
+        """Lengths `(N,)`, and the check that all values are finite, which shows in them without another pass."""
+        step = max(1, _NORMED_AT_ONCE // features.shape[1])
+        norms = torch.cat([torch.linalg.vector_norm(part.float(), dim=-1) for part in features.split(step)])
+        if not norms.isfinite().all():
+            _check_finite(name, features, step)
+            if self.normalize:
+                raise ValueError("The norm of some features overflows float32. Scale the features down.")
+        return norms.clamp_min_(1e-12)
 
 
-def _round_up(size: int) -> int:
-    return -(-size // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def _check_finite(name: str, features: Tensor, step: int) -> None:
-    if not features.is_floating_point():
-        raise ValueError(f"`{name}` must hold floating point features, got {features.dtype}.")
     # In float32, as the scores are: a float64 may well be finite there and infinite here.
     bad = torch.cat([~part.float().isfinite().all(dim=1) for part in features.detach().split(step)])
     if bad.any():
@@ -218,7 +286,7 @@ def top_k(
         candidates (`torch.Tensor` of shape `(Q, C)`, *optional*): The only gallery positions to list, padded with -1.
         normalize (`bool`, *optional*, defaults to `True`): Whether to rank by cosine similarity or dot product.
         query_block (`int`, *optional*, defaults to 256): Queries scored at once.
-        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 128.
+        gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 512.
 
     Returns:
         [`TopK`]: Scores and gallery positions, best first.
@@ -275,3 +343,25 @@ def check_k(k: int) -> None:
     """Refuses (`ValueError`) a cut-off that is not a positive integer."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"`k` must be an integer of at least 1, got {k!r}.")
+
+
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    r"""The point at `weight` of the way along the great circle between two unit vectors, row by row.
+
+    With the angle \\(\theta\\) between them, \\((\sin((1 - w) \theta) a + \sin(w \theta) b) / \sin \theta\\)
+    (Shoemake, SIGGRAPH 1985; for composed retrieval Jang et al.,
+    [arXiv:2405.00571](https://huggingface.co/papers/2405.00571)).
+
+    Args:
+        start (`torch.Tensor` of shape `(N, D)`): Where the way begins, of length 1.
+        end (`torch.Tensor` of shape `(N, D)`): Where it ends, of length 1.
+        weight (`float`): Between 0 and 1.
+
+    Returns:
+        `torch.Tensor` of shape `(N, D)`, of length 1 but for opposite vectors, between which there is no one way.
+    """
+    angle = (start * end).sum(dim=-1, keepdim=True).double().clamp(-1, 1).acos()
+    # At small angles the way is straight, and the quotient of two zeros is avoided.
+    first = torch.where(angle < 1e-6, 1 - weight, torch.sin((1 - weight) * angle) / torch.sin(angle).clamp_min(1e-12))
+    second = torch.where(angle < 1e-6, weight, torch.sin(weight * angle) / torch.sin(angle).clamp_min(1e-12))
+    return (first * start + second * end).to(start.dtype)

@@ -92,3 +92,11 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory):
+    """The folder trees of the five benchmarks with drawn pictures, 30 queries each. Never write into them."""
+    from benchmark_files import make_trees
+
+    return make_trees(tmp_path_factory.mktemp("trees"))

@@ -21,13 +21,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
-    {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts"},
-    {"similarity", "kernels", "prompts", "tagging"},
+    {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts", "weights", "files"},
+    {"similarity", "kernels", "prompts", "tagging", "feature_files"},
     {"models", "projections", "losses", "metrics", "triplets"},
-    {"shapes", "anchors", "training_rows"},
+    {"shapes", "anchors", "training_rows", "features"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},
-    {"evaluator", "diagnostics", "hub", "model_card", "preparation"},
-    {"trainer", "projection_trainer"},
+    {"evaluator", "submissions", "diagnostics", "hub", "model_card", "preparation"},
+    {"trainer", "projection_trainer", "preservation", "metric_spaces"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.

@@ -13,7 +13,15 @@ import pytest
 from test_shapes import only_change
 from world_reader import follow, held_out_mentions, read_caption
 
-from rtd_hf.benchmarks import BENCHMARKS, CIRBenchmark, CIRQuery, load_shapes, load_shapes_categories, load_shapes_many
+from rtd_hf.benchmarks import (
+    BENCHMARKS,
+    SOURCES,
+    CIRBenchmark,
+    CIRQuery,
+    load_shapes,
+    load_shapes_categories,
+    load_shapes_many,
+)
 from rtd_hf.benchmarks.shapes import _first_lasts
 from rtd_hf.registry import RegistryError
 from rtd_hf.shapes.edits import Edit
@@ -21,8 +29,8 @@ from rtd_hf.shapes.scenes import Object, Scene
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# Every benchmark that needs no files: all there are. One that does gets its files from its own test.
-OFFLINE = sorted(BENCHMARKS)
+# Every benchmark that needs no files. The others are in test_benchmark_files.py.
+OFFLINE = sorted(set(BENCHMARKS) - set(SOURCES))
 
 
 def facts(benchmark: CIRBenchmark, pictures: int = 40) -> str:
@@ -303,6 +311,52 @@ def test_a_sound_benchmark():
     grouped = make(queries=query(group="x"), galleries={"x": ("b", "c")})
     assert grouped.gallery_of("x") == ("b", "c")
     assert make(exclude_reference=True).exclude_reference
+    hidden = make(queries=query(targets=()), hidden_targets=True)
+    assert hidden.hidden_targets and hidden.groups == {"": [0]}
+
+
+def test_the_protocol_holds_the_sizes():
+    benchmark = make(protocol={"split": "val", "joiner": " and ", "tasks": ("x", "y"), "num_queries": 99})
+    sizes = {"exclude_reference": False, "num_queries": 2, "gallery_size": 4}
+    assert benchmark.protocol == {"split": "val", "joiner": " and ", "tasks": ("x", "y"), **sizes}
+    assert benchmark.describe() == (
+        "toy: split=val, joiner=' and ', tasks=x/y, num_queries=2, exclude_reference=False, gallery_size=4"
+    )
+    queries = query(group="x") + query(id="two", group="y") + query(id="three", group="y")
+    grouped = make(queries=queries, galleries={"x": ("b", "c"), "y": ("a", "b", "c")})
+    assert grouped.protocol["num_queries"] == {"x": 1, "y": 2}
+    assert grouped.protocol["gallery_size"] == {"x": 2, "y": 3}
+    assert grouped.describe().endswith("num_queries=x:1 y:2, gallery_size=x:2 y:3")
+    own = make(queries=query(candidates=("b", "c", "b")), metrics=("recall@1",), search_candidates=True)
+    assert own.protocol["gallery_size"] == 3
+
+
+def test_metrics_that_say_nothing():
+    def empty(**options):
+        return make(**options).empty_metrics
+
+    assert empty(metrics=("recall@3", "recall@4", "map@9")) == ["recall@4"]
+    assert empty(metrics=("recall@2", "recall@3"), exclude_reference=True) == ["recall@3"]
+    assert empty(metrics=("recall_subset@1", "recall_subset@2")) == ["recall_subset@2"]
+    assert empty(metrics=("recall_reverse@1", "recall_reverse@2"), queries=query()) == [
+        "recall_reverse@1",
+        "recall_reverse@2",
+    ]
+    grouped = {"queries": query(group="x"), "galleries": {"x": ("b", "c")}}
+    assert empty(metrics=("recall@1", "recall@2"), **grouped) == ["recall@2"]
+
+
+def test_without_some_images():
+    benchmark = make(queries=[*make().queries, CIRQuery("three", "d", ("is far",), ("a",), ("a", "b", "c"))])
+    part = benchmark.without_images({"b", "not there"})
+    assert [q.id for q in part.queries] == ["three"] and part.gallery == ("a", "c", "d")
+    assert part.queries[0].candidates == ("a", "c")
+    assert part.protocol["left_out"] == {"images": 1, "queries": 2}
+    assert (part.protocol["num_queries"], part.protocol["gallery_size"]) == (1, 3)
+    assert benchmark.without_images(()).queries == benchmark.queries
+    assert make(protocol={"complete": True}).without_images({"d"}).protocol["complete"] is False
+    with pytest.raises(ValueError, match="has no queries"):
+        benchmark.without_images({"a", "b"})
 
 
 @pytest.mark.parametrize(
@@ -329,6 +383,16 @@ def test_a_sound_benchmark():
         ),
         ({"metrics": ("recall@1", "accuracy")}, "`metrics` names 'accuracy', but must be of `recall@K`"),
         ({"metrics": ("recall@0",)}, "`metrics` names 'recall@0'"),
+        (
+            {"queries": query(), "hidden_targets": True},
+            "has targets, although the benchmark says that",
+        ),
+        ({"queries": query(candidates=()), "metrics": ("recall@1",), "search_candidates": True}, "no `candidates`"),
+        ({"queries": query(candidates=("c",)), "search_candidates": True}, "not among its `candidates`"),
+        ({"queries": query() + query(id="two"), "metrics": ("recall_reverse@1",)}, "a target for itself alone"),
+        ({"queries": query(targets=("b", "c")), "metrics": ("recall_reverse@1",)}, "a target for itself alone"),
+        ({"averages": {"mean": ("recall@1", "recall@9")}}, "`mean` needs 'recall@9', which is not in `metrics`"),
+        ({"aspect_metrics": ("map@10",)}, "`aspect_metrics` needs 'map@10', which is not in `metrics`"),
     ],
 )
 def test_what_is_unsound(options, message):

@@ -160,14 +160,14 @@ class TestBadInput:
         )
         assert "64" in message and "96" in message
 
-    def test_tokenizer_without_the_placeholder(self, tmp_path, monkeypatch):
+    def test_tokenizer_of_another_model(self, tmp_path, monkeypatch):
         clip = self.copy_of_the_clip(tmp_path)
         tokenizer = json.loads((clip / "tokenizer.json").read_text())
         vocab = tokenizer["model"]["vocab"]
-        vocab["<gone>"] = vocab.pop("$</w>")
+        vocab["more</w>"] = 2 * len(vocab)
         (clip / "tokenizer.json").write_text(json.dumps(tokenizer))
         message = failure("--clip_model", str(clip), "--output_dir", str(tmp_path / "o"), monkeypatch=monkeypatch)
-        assert "`$`" in message and "`tokenizer`" in message
+        assert "'more</w>'" in message and "`tokenizer` has token ids up to" in message
 
     @pytest.mark.parametrize("option", ["clip_model", "projection"])
     def test_damaged_weights(self, tmp_path, monkeypatch, option):
@@ -225,7 +225,11 @@ class TestBadInput:
         return shutil.copytree(ASSETS / "clip", tmp_path / "clip")
 
 
-@pytest.mark.parametrize("recipe", sorted((EXAMPLES / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+# Those of other scripts are checked with these.
+RECIPES = [path for path in sorted((EXAMPLES / "recipes").glob("*.yaml")) if not path.stem.startswith("projection_")]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_says_what_it_is_understood_as(recipe, monkeypatch, tmp_path):
     from rtd_hf import RTDTrainingArguments
 

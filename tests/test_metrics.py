@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_ranking import LargestTensor, random_task
 
-from rtd_hf.hf_metrics import MeanAveragePrecisionAtK, RecallAtK
+from rtd_hf.hf_metrics import MeanAveragePrecisionAtK, RecallAtK, RecallSubsetAtK
+from rtd_hf.metric_spaces import CLASSES, push_metric_space, write_metric_space
 from rtd_hf.metrics import (
     NOT_RANKED,
     Ranks,
@@ -150,6 +152,75 @@ def test_hub_style_metrics_by_hand(tmp_path):
     assert "map@k" in mean_ap.inputs_description and recall.name == "recall_at_k"
     with pytest.raises(ValueError, match="`predictions` must not list an id twice"):
         recall.compute(predictions=[["a", "a"]], references=[["a"]])
+
+
+def test_groups_aspects_and_what_is_excluded(tmp_path):
+    recall = RecallAtK(cache_dir=str(tmp_path))
+    lists = {"predictions": [["r", "a"], ["a"], ["b", "a"], ["a"]], "references": [["a"]] * 4}
+    # Hits at 1: no, yes, no, yes; without "r", "-", "b", "a": yes, yes, yes, no.
+    groups = ["x", "x", "x", "y"]
+    assert recall.compute(**lists, k=1, groups=groups) == pytest.approx(
+        {"recall@1": (1 / 3 + 1) / 2, "x_recall@1": 1 / 3, "y_recall@1": 1.0}
+    )
+    found = recall.compute(**lists, k=1, excluded=["r", "-", "b", "a"], aspects=[["p", "q"], [], ["p"], ["q", "q"]])
+    assert found == {"recall@1": 0.75, "p_recall@1": 1.0, "q_recall@1": 0.5}
+    with pytest.raises(ValueError, match="`groups` must hold one entry per query, got 1 for 4"):
+        recall.compute(**lists, k=1, groups=["x"])
+
+
+def test_recall_of_the_subset_is_that_of_ranking_candidates(tmp_path):
+    queries, gallery, targets, _ = random_task(num_queries=12, num_items=60, max_targets=1)
+    others = torch.stack([torch.randperm(60)[:8] for _ in queries])
+    others[others == targets] = -1
+    candidates = torch.cat([others, targets], dim=1)
+    ranks = rank_targets(queries, gallery, targets, candidates=candidates)
+    predictions = top_k(queries, gallery, 60).indices.tolist()
+    allowed = [[item for item in row if item >= 0] for row in candidates.tolist()]
+    metric = RecallSubsetAtK(cache_dir=str(tmp_path))
+    found = metric.compute(predictions=predictions, references=targets.tolist(), candidates=allowed)
+    expected = {f"recall_subset@{k}": recall_at_k(ranks, k).mean().item() for k in (1, 2, 3)}
+    assert found == pytest.approx(expected) and 0 < found["recall_subset@3"] < 1
+    with pytest.raises(ValueError, match="`candidates` must hold the ids of each query's group"):
+        metric.compute(predictions=predictions, references=targets.tolist())
+
+
+def test_metric_spaces_load_from_their_folders(tmp_path, monkeypatch):
+    import evaluate
+
+    lists = {"predictions": [["b", "a"], ["c", "d"]], "references": [["a"], ["c"]]}
+    expected = {
+        "recall_at_k": ({}, {"recall@1": 0.5}),
+        "recall_subset_at_k": ({"candidates": [["a"], ["d", "c"]]}, {"recall_subset@1": 1.0}),
+        "mean_average_precision_at_k": ({}, {"map@1": 0.5}),
+    }
+    assert set(expected) == set(CLASSES)
+    for name, (more, figures) in expected.items():
+        folder = write_metric_space(name, tmp_path / name, namespace="someone")
+        assert write_metric_space(name, tmp_path / name) == folder  # a second time just works
+        metric = evaluate.load(str(folder), cache_dir=str(tmp_path / "cache"))
+        assert metric.compute(**lists, **more, k=1) == figures
+        readme = (folder / "README.md").read_text()
+        front = yaml.safe_load(readme.split("---")[1])
+        assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and "metric" in front["tags"]
+        assert (folder / "requirements.txt").read_text() == "evaluate\nrtd_hf\n"
+        compile((folder / "app.py").read_text(), "app.py", "exec")
+        example = readme.split("evaluate.load(")[1].split("```")[0].partition("\n")[2]
+        assert eval(example, {"metric": metric})  # what the README shows does run
+    pushed = []
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, *args, **options: pushed.append((args, options))
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: pushed.append(options))
+    push_metric_space(tmp_path / "recall_at_k", "someone")
+    (name, options), upload = pushed
+    assert name == ("someone/recall_at_k",) and options["private"] and options["space_sdk"] == "gradio"
+    assert upload["repo_type"] == "space" and upload["repo_id"] == "someone/recall_at_k"
+    with pytest.raises(ValueError, match="`name` must be one of recall_at_k"):
+        write_metric_space("recall", tmp_path / "recall")
+    with pytest.raises(ValueError, match="`folder` must end in 'recall_at_k'"):
+        write_metric_space("recall_at_k", tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="holds no metric"):
+        push_metric_space(tmp_path / "none", "someone")
 
 
 # ----------------------------------------------------------------------------------------------------------- bootstrap

@@ -8,6 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from rtd_hf.metrics import TIES, average_precision_at_k, rank_targets, recall_at_k, top_k
+from rtd_hf.similarity import BlockwiseSimilarity
 
 
 def padded(lists, width=None):
@@ -365,3 +366,55 @@ def test_top_k_never_hands_out_less_than_asked_for():
     for k in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="`k` must be an integer of at least 1"):
             top_k(queries, gallery, k)
+
+
+# ----------------------------------------------------------------------------------------- what the blocks are made of
+
+
+@pytest.mark.parametrize("gallery_block", [128, 512, 4096])
+@pytest.mark.parametrize("num_items", [100, 700, 1500])
+def test_scores_of_single_items_are_those_of_their_blocks_bit_for_bit(num_items, gallery_block):
+    queries, gallery = torch.randn(300, 96), torch.randn(num_items, 96)
+    positions = torch.randint(num_items, (300, 3))
+    positions[::5, 1:] = -1
+    similarity = BlockwiseSimilarity(queries, gallery, query_block=64, gallery_block=gallery_block)
+    whole = torch.full((300, num_items), torch.nan)
+    for rows, first, scores in similarity.scores():
+        whole[rows, first : first + scores.shape[1]] = scores
+    torch.testing.assert_close(whole.double(), cosine(queries, gallery), rtol=0, atol=1e-6)
+    found = similarity.scores_of(positions)
+    assert found.isnan().equal(positions < 0)
+    assert found[positions >= 0].equal(whole.gather(1, positions.clamp(min=0))[positions >= 0])
+
+
+@pytest.mark.parametrize("kind", ["slice", "half", "strided"])
+def test_galleries_that_lie_differently_in_memory_rank_the_same(kind):
+    queries, targets = torch.randn(40, 24), torch.randint(900, (40, 1))
+    memory = torch.randn(901, 48).half().float()
+    gallery = {"slice": memory[1:, :24].contiguous(), "half": memory[1:, :24], "strided": memory[1:, ::2]}[kind]
+    expected = rank_targets(queries, gallery.clone(memory_format=torch.contiguous_format), targets)
+    if kind == "half":
+        gallery = gallery.half()
+    elif kind == "slice":
+        gallery = torch.cat([torch.zeros(1, 24), gallery])[1:]
+    assert rank_targets(queries, gallery, targets).ranks.equal(expected.ranks)
+    assert top_k(queries, gallery, 9).indices.equal(top_k(queries, gallery.float().contiguous(), 9).indices)
+
+
+def test_nothing_is_as_large_as_the_gallery():
+    queries, gallery = torch.randn(30, 64), torch.randn(20000, 64)
+    views = {gallery.data_ptr()}
+
+    class Copies(TorchFunctionMode):
+        size = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.data_ptr() not in views and result._base is None:
+                self.size = max(self.size, result.numel())
+            return result
+
+    with Copies() as copies:
+        rank_targets(queries, gallery, torch.arange(30)[:, None], gallery_block=1024)
+    # A block of scores, a tile that is filled up, the lengths of the items: none grows as N times D.
+    assert 0 < copies.size <= 512 * 64

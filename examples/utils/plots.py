@@ -80,6 +80,41 @@ def plot_retrieval(benchmark, rows: Sequence[int], before: list, after: list, pa
     plt.close(figure)
 
 
+def plot_interpolation(points: Sequence[dict], path: str | Path, *, gained: str, kept: str) -> None:
+    """Composed retrieval against what was kept, for encoders between the frozen and the trained one.
+
+    Args:
+        points (`Sequence[dict]`): `alpha` and the two metrics in percent, in the order of alpha.
+        path (`str` or `Path`): The PNG file to write.
+        gained (`str`): The metric of composed retrieval.
+        kept (`str`): The metric of plain retrieval.
+    """
+    plt = _pyplot()
+    figure, (curve, over) = plt.subplots(1, 2, figsize=(10, 4))
+    alphas = [point["alpha"] for point in points]
+    across, up = [point[kept] for point in points], [point[gained] for point in points]
+    curve.plot(across, up, color="tab:blue", linewidth=1, zorder=1)
+    marks = curve.scatter(across, up, c=alphas, cmap="viridis", zorder=2)
+    figure.colorbar(marks, ax=curve, label="share of the trained weights (alpha)")
+    for point, label in ((points[0], "frozen"), (points[-1], "trained")):
+        curve.annotate(label, (point[kept], point[gained]), xytext=(-10, -16), textcoords="offset points", fontsize=9)
+    curve.margins(x=0.18, y=0.12)
+    curve.set(xlabel=f"{kept} (%)", ylabel=f"{gained} (%)", title="What is gained against what is kept")
+    for values, label, colour in ((up, gained, "tab:green"), (across, kept, "tab:orange")):
+        over.plot(alphas, [value - values[0] for value in values], marker="o", markersize=3, label=label, color=colour)
+    over.axhline(0, color="grey", linewidth=0.8)
+    over.set(
+        xlabel="share of the trained weights (alpha)", ylabel="change in points", title="Change from the frozen one"
+    )
+    over.legend(frameon=False, fontsize=8)
+    for axis in (curve, over):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def _pyplot():
     import matplotlib
 
