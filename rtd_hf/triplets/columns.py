@@ -92,22 +92,36 @@ def check_triplets(dataset: Any) -> dict[str, str]:
     columns = resolve_triplet_columns(dataset.column_names)
     if not hasattr(dataset, "with_format") or not hasattr(dataset, "__len__"):
         return columns
+    for column in columns.values():
+        check_texts(dataset, column)
+    return columns
+
+
+def check_texts(dataset: Any, column: str) -> None:
+    """
+    Makes sure that a column holds a text in every row.
+
+    Args:
+        dataset (`datasets.Dataset`): The rows.
+        column (`str`): The column's name.
+
+    Raises:
+        ValueError: texts are missing or blank; the message counts them and shows the first.
+    """
     import pyarrow.compute as compute
 
-    rows = dataset.with_format("arrow")
-    for column in columns.values():
-        number, first = 0, None
-        for start in range(0, len(dataset), _CHECKED_AT_ONCE):
-            texts = string_column(rows[start : start + _CHECKED_AT_ONCE], column)
-            blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts), ""), True)
-            found = compute.sum(blank).as_py() or 0
-            if found and first is None:
-                first = start + compute.index(blank, True).as_py()
-            number += found
-        if number:
-            raise ValueError(
-                f"Column `{column}` holds no text in {number} of {len(dataset)} rows, first in row {first}: "
-                f"{dataset[first]!r}. Remove such rows, for example with "
-                f"`dataset.filter(lambda row: (row[{column!r}] or '').strip())`."
-            )
-    return columns
+    rows = dataset.with_format("arrow").select_columns([column])
+    number, first = 0, None
+    for start in range(0, len(dataset), _CHECKED_AT_ONCE):
+        texts = string_column(rows[start : start + _CHECKED_AT_ONCE], column)
+        blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts), ""), True)
+        found = compute.sum(blank).as_py() or 0
+        if found and first is None:
+            first = start + compute.index(blank, True).as_py()
+        number += found
+    if number:
+        raise ValueError(
+            f"Column `{column}` holds no text in {number} of {len(dataset)} rows, first in row {first}: "
+            f"{dataset[first]!r}. Remove such rows, for example with "
+            f"`dataset.filter(lambda row: (row[{column!r}] or '').strip())`."
+        )
