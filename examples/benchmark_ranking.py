@@ -9,7 +9,7 @@ memory is its own, beyond the features; both must come to the same figures, or t
 best of `--repeats`, and include the product of the features.
 """
 
-# ci: --shrink 40 --repeats 1 --output_json {tmp}/ranking.json
+# ci: --tasks cirr --shrink 40 --repeats 1 --output_json {tmp}/ranking.json
 # ci: --help
 
 import json
@@ -246,7 +246,7 @@ def measure(name: str, args: RankingArguments, folder: Path) -> dict:
         "gallery": first["gallery"],
         "threads": first["threads"],
         "queries whose figures differ": 0,
-        "queries whose rank differs, beyond all cut-offs, as 1 - s is rounded": moved,
+        "queries whose rank differs as 1 - s is rounded, at no cut-off": moved,
         "ways": {
             label: {"seconds": round(row["seconds"], 3), "extra MB": round(row["memory"] / 1e6, 1)}
             for label, row in rows.items()

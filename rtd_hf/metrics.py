@@ -168,9 +168,9 @@ class _TargetCount:
         scores[row, slots[row, column]] = -torch.inf
         # Comparisons that write numbers are counted by vectorised sums, those that write booleans are not: 4 times
         # slower on a CPU. A piece stays in the cache while all targets are compared with it.
-        on_par = False
         for piece in scores.split(_COUNTED_AT_ONCE, dim=1):
             buffer = torch.empty_like(piece, memory_format=torch.contiguous_format)
+            on_par = torch.zeros(len(piece), dtype=torch.bool, device=piece.device)
             for column in range(slots.shape[1]):
                 asked = self.valid[rows, column]
                 at = slice(None) if bool(asked.all()) else asked.nonzero().flatten()
@@ -179,12 +179,12 @@ class _TargetCount:
                 equal = torch.ge(some, target, out=buffer[: len(some)]).sum(dim=1).long() - greater
                 self.greater[rows, column][at] += greater
                 self.equal[rows, column][at] += equal
-                on_par |= bool(equal.any())
-        if on_par:  # hardly ever, and only then it matters which items they are
-            tied = torch.zeros_like(scores, dtype=torch.bool)
-            for column in range(slots.shape[1]):
-                tied |= scores == self.scores[rows, column, None]
-            self.num_tied[rows] += tied.sum(dim=1)
+                on_par[at] |= equal > 0
+            if on_par.any():  # hardly ever, and only then it matters which items they are
+                some, tied = piece[on_par], torch.zeros_like(piece[on_par], dtype=torch.bool)
+                for column in range(slots.shape[1]):
+                    tied |= some == self.scores[rows, column][on_par, None]
+                self.num_tied[rows][on_par] += tied.sum(dim=1)
 
     def ranks(self, ties: str) -> Tensor:
         """The ranks (Q, G) of all that was counted, with the targets put among themselves."""

@@ -1,8 +1,8 @@
 """Parts of speech of captions, and what projections are trained with: captions with words masked or split off.
 
-Two taggers: spaCy's small English model where both are installed (`python -m spacy download en_core_web_sm`), as in the
-publications, and otherwise the Hanover Tagger (Wartena, KONVENS 2019), a pure Python package that brings its model
-along, so that `pip` alone is enough. Tags are those of Universal Dependencies (`NOUN`, `ADJ`, `DET`, ...).
+Two taggers: spaCy's small English model where both are installed (`python -m spacy download en_core_web_sm`), as the
+publications have it, and otherwise the Hanover Tagger (Wartena, KONVENS 2019), a pure Python package that brings its
+model along, so that `pip` alone is enough. Tags are those of Universal Dependencies (`NOUN`, `ADJ`, `DET`, ...).
 """
 
 import random

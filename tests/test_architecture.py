@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
     {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts", "weights", "files"},
-    {"similarity", "kernels", "prompts", "tagging", "feature_files"},
+    {"similarity", "kernels", "prompts", "tagging", "feature_files", "language_models"},
     {"models", "projections", "losses", "metrics", "triplets"},
     {"shapes", "anchors", "training_rows", "features"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},

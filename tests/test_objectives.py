@@ -8,10 +8,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from backbone_models import gemma_tokenizer, siglip_tokenizer, tiny_backbone
 from objective_models import PHRASES, ROWS, SCALE, SIZES, frozen_clip, objective_for, projection_for, rows_for
 from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
+from rtd_hf.models import Siglip2TextModelForRTD, SiglipTextModelForRTD
 from rtd_hf.objectives import (
     OBJECTIVES,
     EncodedRows,
@@ -28,6 +30,7 @@ from rtd_hf.objectives import (
 from rtd_hf.objectives import inversion as inversion_module
 from rtd_hf.objectives.base import open_row_image, random_crop
 from rtd_hf.projections import PROJECTIONS, ImageToWordProjection
+from rtd_hf.prompts import PromptTokenizer
 from rtd_hf.shapes.pairs import ScenePairs
 from rtd_hf.tagging import mask_keywords, mask_object, split_subject
 
@@ -243,6 +246,10 @@ def test_a_missing_logit_scale_is_explained(clip):
 def test_an_option_out_of_range_is_named():
     with pytest.raises(ValueError, match="`noise_scale` must be a number of at least 0, but is -1"):
         OBJECTIVES["lincir"].options_class(noise_scale=-1.0)
+    with pytest.raises(ValueError, match="`inversion_steps` must be at least 1"):
+        OBJECTIVES["searle"].options_class(inversion_steps=0)
+    with pytest.raises(ValueError, match="`inversion_ema` must be at least 0 and below 1, but is 1.0"):
+        InversionOptions(inversion_ema=1.0)
 
 
 def test_a_context_token_outside_the_vocabulary_is_refused(clip):
@@ -514,3 +521,38 @@ class TestPictures:
         assert objective.collate(rows)["pixel_values"].equal(first)
         other = [{**row, "key": "another epoch"} for row in rows]
         assert not objective.collate(other)["pixel_values"].equal(first)
+
+
+@pytest.mark.parametrize("backbone", [SiglipTextModelForRTD, Siglip2TextModelForRTD])
+@pytest.mark.parametrize("name", ["lincir", "pic2word"])
+def test_towers_of_other_families_serve_too(name, backbone, tmp_path):
+    """SigLIP is not causal and reads its padding; SigLIP 2's processor returns more than pixels."""
+    encoder = tiny_backbone(backbone)
+    tokenizer = siglip_tokenizer(tmp_path) if backbone is SiglipTextModelForRTD else gemma_tokenizer()
+    pictures = torch.randn(ROWS, 24)
+    clip = FrozenCLIP(encoder, tokenizer, torch.nn.Linear(1, 1), None, SCALE)
+    projection = ImageToWordProjection.build(name, 24, 32, dropout=0.0)
+    objective = objective_for(name, clip, projection)
+    rows = [{**row, "image_embeds": picture} for row, picture in zip(rows_for(name), pictures, strict=True)]
+    found = loss_of(objective, projection, rows)
+    prompts = PromptTokenizer(tokenizer, **encoder.prompt_options())
+
+    def text(line: str, word=None) -> torch.Tensor:
+        batch = prompts.mark([line])
+        mask = batch.pop("placeholder_mask")
+        if word is not None:
+            batch |= {"placeholder_mask": mask, "pseudo_words": word.expand(int(mask.sum()), -1)}
+        return encoder(**batch).text_embeds[0]
+
+    captions = [row["caption"] for row in rows]
+    if name == "pic2word":
+        texts = [text("a photo of $", projection(picture[None])[0]) for picture in pictures]
+        expected = symmetric_info_nce(texts, list(pictures), SCALE)
+    else:
+        targets = torch.stack([text(caption) for caption in captions])
+        draw = torch.Generator().manual_seed(7)
+        noise = torch.randn(ROWS, 24, generator=draw) * torch.rand(ROWS, 1, generator=draw)
+        words = projection(targets + noise)
+        embeds = [text(line, word) for line, word in zip(mask_keywords(captions), words, strict=True)]
+        expected = ((torch.stack(embeds) - targets) ** 2).mean()
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)

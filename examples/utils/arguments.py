@@ -131,6 +131,10 @@ def one_screen_errors() -> Iterator[None]:
         if os.environ.get("RTD_HF_TRACEBACK"):
             raise
         sys.stdout.flush()
+        message = str(error)
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            # A data loader's worker sends its whole traceback as the message; what it says is in the last line.
+            message = message.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1]
         raise SystemExit(
-            f"\n{type(error).__name__}: {error}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)"
+            f"\n{type(error).__name__}: {message}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)"
         ) from None

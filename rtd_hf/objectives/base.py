@@ -20,6 +20,8 @@ from .towers import FrozenCLIP
 
 
 OBJECTIVES = Registry("objective", "OBJECTIVES")
+# What image processors return; all but SigLIP 2's for pictures of any form return the first alone.
+PIXELS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 Batch = dict[str, Any]
 BARE_PROMPT = f"a photo of {PLACEHOLDER}"
@@ -146,7 +148,7 @@ class ProjectionObjective:
             names = ("image_embeds", "patch_embeds") if self.needs_patches else ("image_embeds",)
             return {name: torch.stack([row[name] for row in rows]) for name in names}
         images = [self.prepare_image(open_row_image(row), row) for row in rows]
-        return {"pixel_values": self.clip.image_processor(images, return_tensors="pt")["pixel_values"]}
+        return dict(self.clip.image_processor(images, return_tensors="pt"))
 
     def prepare_image(self, image: Any, row: Mapping[str, Any]) -> Any:
         """What happens to a PIL image before CLIP's own preprocessing."""
@@ -161,7 +163,7 @@ class ProjectionObjective:
         """Image embeddings `(B, D)`, not normalised, and vision tokens `(B, 1 + patches, W)`, of a batch."""
         if "image_embeds" in inputs:
             return inputs["image_embeds"], inputs.get("patch_embeds")
-        return self.clip.encode_image(inputs["pixel_values"])
+        return self.clip.encode_image(**{name: inputs[name] for name in PIXELS if name in inputs})
 
 
 def contrast(

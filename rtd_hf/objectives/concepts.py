@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..language_models import LocalLanguageModel
 from ..texts import PLACEHOLDER, clean_caption
 from .frozen_texts import FrozenTexts
 
@@ -177,30 +178,19 @@ def local_generator(
     Returns:
         `Callable[[str, int], list[str]]`: for [`generate_phrases`].
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = LocalLanguageModel(name, device=device)
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    @torch.no_grad()
     def generate(prompt: str, number: int) -> list[str]:
-        tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
-        start = tokens["input_ids"].shape[1]
-        state = torch.random.get_rng_state()
-        torch.manual_seed(random.Random(f"{seed} {prompt}").getrandbits(63))
-        try:
-            rows = model.generate(
-                **tokens,
-                do_sample=True,
-                temperature=0.5,
-                no_repeat_ngram_size=2,
-                max_length=max(35, start + 8),
-                num_return_sequences=number,
-                pad_token_id=pad,
-            )
-        finally:
-            torch.random.set_rng_state(state)
-        return [f"{prompt} {tokenizer.decode(row[start:], skip_special_tokens=True)}" for row in rows]
+        tokens = model.encode(prompt)
+        rows = model.generate(
+            [tokens],
+            seed=f"{seed} {prompt}",
+            do_sample=True,
+            temperature=0.5,
+            no_repeat_ngram_size=2,
+            max_length=max(35, len(tokens) + 8),
+            num_return_sequences=number,
+        )
+        return [f"{prompt} {model.decode(row)}" for row in rows]
 
     return generate

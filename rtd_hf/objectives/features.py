@@ -57,7 +57,7 @@ class EncodedRows(Dataset):
         features: dict[str, torch.Tensor] = {}
         filled = 0
         for batch, texts in tqdm(loader, desc="Encoding pictures", unit="batch", disable=len(loader) < 4):
-            embeds, patches = objective.clip.encode_image(batch["pixel_values"].to(device))
+            embeds, patches = objective.clip.encode_image(**{name: part.to(device) for name, part in batch.items()})
             found = {"image_embeds": embeds} | ({"patch_embeds": patches} if objective.needs_patches else {})
             for name, part in found.items():
                 if name not in features:  # in place, so that no second copy is ever in memory

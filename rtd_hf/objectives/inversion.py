@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..anchors.fingerprints import hash_bytes
 from ..distributed import rank, world_size
+from .base import ObjectiveOptions
 from .concepts import PhraseBank
 from .frozen_texts import FrozenTexts
 
@@ -42,7 +43,7 @@ TEMPLATES = (
 
 
 @dataclass
-class InversionOptions:
+class InversionOptions(ObjectiveOptions):
     """How words are found; the published values are the defaults."""
 
     inversion_steps: int = field(default=350, metadata={"help": "Steps for the word of each picture."})
@@ -53,6 +54,14 @@ class InversionOptions:
         default=0.5, metadata={"help": "Weight of the phrases, beside 1 for the picture."}
     )
     inversion_concepts: int = field(default=15, metadata={"help": "Nearest concepts whose phrases a word meets."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("inversion_steps", "inversion_concepts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if not 0 <= self.inversion_ema < 1:
+            raise ValueError(f"`inversion_ema` must be at least 0 and below 1, but is {self.inversion_ema}.")
 
 
 def textual_inversion(

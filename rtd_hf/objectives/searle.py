@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .base import OBJECTIVES, Batch, ObjectiveOptions, ProjectionObjective, contrast, cosine_loss
+from .base import OBJECTIVES, Batch, ProjectionObjective, contrast, cosine_loss
 from .concepts import PhraseBank, nearest_concepts
 from .features import EncodedRows
 from .inversion import InversionOptions, textual_inversion
 
 
 @dataclass
-class SEARLEOptions(InversionOptions, ObjectiveOptions):
+class SEARLEOptions(InversionOptions):
     """Options of [`SEARLEObjective`], those of its textual inversion among them."""
 
     temperature: float = field(default=0.25, metadata={"help": "Temperature of the distillation's NT-Xent loss."})

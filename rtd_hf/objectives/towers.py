@@ -85,17 +85,18 @@ class FrozenCLIP:
             self.vision_model.to(device)
         return self
 
-    def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_image(self, pixel_values: torch.Tensor, **more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, height, width)`): Preprocessed pictures.
+            more (`torch.Tensor`): What else the image processor returned.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: image embeddings `(B, D)`, not normalised, and the tokens of the last
             layer `(B, 1 + patches, W)`; both float32.
         """
         with torch.no_grad():
-            embeds, patches = type(self.text_encoder).encode_image(self.vision_model, pixel_values)
+            embeds, patches = type(self.text_encoder).encode_image(self.vision_model, pixel_values, **more)
         return embeds.float(), patches.float()
 
 
