@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from utils.arguments import given, one_screen_errors, parse, recipe_tokens, wants_help
+from utils.arguments import checkpoint_to_resume, given, one_screen_errors, parse, recipe_tokens, wants_help
 from utils.parts import load_triplets
 
 
@@ -152,7 +152,6 @@ def main(script: ScriptArguments, options, args) -> None:
     import yaml
     from torch.utils.data import Subset
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
     from utils.recipes import write_recipe
 
     from rtd_hf import (
@@ -174,13 +173,7 @@ def main(script: ScriptArguments, options, args) -> None:
 
     # 1 what can be refused is refused before any work is done
     folder = prepare_output_dir(args.output_dir)
-    resume = args.resume_from_checkpoint
-    if resume in ("last", "True", "true"):
-        resume = get_last_checkpoint(args.output_dir)
-        if resume is None:
-            raise FileNotFoundError(
-                f"`--resume_from_checkpoint` finds no checkpoint in {folder}. Leave it out to start."
-            )
+    resume = checkpoint_to_resume(args)
     objective_class, benchmarks = OBJECTIVES[script.method], [BENCHMARKS[name] for name in script.benchmarks]
 
     # 2 the frozen CLIP and the random projection

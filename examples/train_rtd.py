@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.arguments import one_screen_errors, parse, wants_help
+from utils.arguments import checkpoint_to_resume, one_screen_errors, parse, wants_help
 from utils.parts import ModelArguments, load_parts, load_triplets
 
 
@@ -93,7 +93,6 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     import torch
     import transformers
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
     from utils.plots import plot_curves, plot_retrieval
     from utils.tables import gain_table, result_table
 
@@ -114,13 +113,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
 
     # 1 what can be refused is refused before any work is done
     folder = prepare_output_dir(args.output_dir)
-    resume = args.resume_from_checkpoint
-    if resume in ("last", "True", "true"):
-        resume = get_last_checkpoint(args.output_dir)
-        if resume is None:
-            raise FileNotFoundError(
-                f"`--resume_from_checkpoint` finds no checkpoint in {folder}. Leave it out to start."
-            )
+    resume = checkpoint_to_resume(args)
     if not script.license:
         raise ValueError(
             "`--license` is missing: the card of the result must state one, such as `mit` or `cc-by-nc-4.0`."

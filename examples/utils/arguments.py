@@ -117,6 +117,27 @@ def parse(
     return tuple(values)
 
 
+def checkpoint_to_resume(args) -> str | None:
+    """The checkpoint that a training goes on from: as told, the last one of its folder for `last`, or none.
+
+    Args:
+        args (`transformers.TrainingArguments`): `resume_from_checkpoint` and `output_dir` count.
+
+    Raises:
+        FileNotFoundError: If the last one is asked for and there is none.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if args.resume_from_checkpoint not in ("last", "True", "true"):
+        return args.resume_from_checkpoint
+    found = get_last_checkpoint(args.output_dir)
+    if found is None:
+        raise FileNotFoundError(
+            f"`--resume_from_checkpoint` finds no checkpoint in {args.output_dir}. Leave it out to start."
+        )
+    return found
+
+
 def _nearest(key: str, names: set[str]) -> str:
     near = difflib.get_close_matches(key, names, n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
