@@ -16,9 +16,7 @@ D = 24
 @pytest.fixture
 def clip():
     retriever = random_retriever()
-    return FrozenCLIP(
-        retriever.text_encoder, retriever.tokenizer, retriever.vision_model, retriever.image_processor
-    )
+    return FrozenCLIP(retriever.text_encoder, retriever.tokenizer, retriever.vision_model, retriever.image_processor)
 
 
 @pytest.mark.parametrize("takes_context", [False, True])

@@ -1,14 +1,17 @@
 """Arguments of a script: a YAML recipe first, the command line over it, and `--help` without heavy imports."""
 
-import dataclasses
 import difflib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+
+_TRAINING = "Every argument of transformers.TrainingArguments works too, on the command line and in a recipe."
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -100,13 +103,13 @@ def parse(
     parser = HfArgumentParser(
         kinds,
         description=description,
-        epilog="Every argument of transformers.TrainingArguments works too, on the command line and in a recipe.",
+        epilog=_TRAINING if any(item.name == "learning_rate" for kind in kinds for item in fields(kind)) else None,
         allow_abbrev=False,
     )
     if wants_help(argv):
         parser.print_help()
         raise SystemExit(0)
-    names = {item.name for kind in kinds for item in dataclasses.fields(kind) if item.init}
+    names = {item.name for kind in kinds for item in fields(kind) if item.init}
     config = given(argv, "config") or default_recipe
     recipe = recipe_tokens(config, names) if config else []
     tokens = [*_tokens(defaults or {}), *recipe, *argv]
