@@ -12,11 +12,10 @@ Without a checkpoint at hand, `--demo LAYOUT` writes one of random weights in th
 # ci: --demo pic2word --output_dir {tmp}
 
 import argparse
-import logging
 import tempfile
 from pathlib import Path
 
-from utils.arguments import one_screen_errors
+from utils.arguments import one_screen_errors, without_warnings
 
 
 DEMOS = ("lincir", "searle", "pic2word")
@@ -95,8 +94,7 @@ def convert(checkpoint: str | Path, output_dir: str, base_model: str | None, pro
 
 def main() -> None:
     args = parse_arguments()
-    logging.getLogger("rtd_hf").setLevel(logging.ERROR)  # the report says what is to be said
-    with one_screen_errors():
+    with one_screen_errors(), without_warnings():  # the report says what is to be said
         if args.checkpoint:
             convert(args.checkpoint, args.output_dir, args.base_model, args.projection_type)
             return

@@ -12,12 +12,11 @@ on drawn pictures say that the machinery works and nothing else.
 # ci: --output_dir {tmp} --num_queries 4 --benchmarks genecis coco
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
 
-from utils.arguments import one_screen_errors
+from utils.arguments import one_screen_errors, without_warnings
 
 
 NAMES = ("cirr", "fashioniq", "circo", "genecis", "coco")
@@ -53,8 +52,7 @@ def lay_out(output_dir: Path, name: str, annotations: Path | None, num_queries: 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    logging.getLogger("rtd_hf").setLevel(logging.ERROR)  # that a part is not the whole is plain here
-    with one_screen_errors():
+    with one_screen_errors(), without_warnings():  # that a part is not the whole is plain here
         if args.num_queries is not None and args.num_queries < 1:
             raise ValueError(f"`--num_queries` must be at least 1, got {args.num_queries}.")
         annotations = None if args.annotations is None else Path(args.annotations)

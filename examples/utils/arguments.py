@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,6 +145,18 @@ def checkpoint_to_resume(args) -> str | None:
 def _nearest(key: str, names: set[str]) -> str:
     near = difflib.get_close_matches(key, names, n=1)
     return f" Did you mean `{near[0]}`?" if near else ""
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """No warnings of the package for a while, where what it would warn of is plain."""
+    logger = logging.getLogger("rtd_hf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
