@@ -38,6 +38,7 @@ ADDED = {
     "noise_type": "scaled_gaussian",
     "max_length": None,
     "packing": True,
+    "force_projection": False,
     "mini_batch_size": None,
 }
 
