@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.arguments import given, one_screen_errors, parse, recipe_tokens, wants_help
+from utils.arguments import given, one_screen_errors, parse, wants_help, with_recipe
 
 
 @dataclass
@@ -124,8 +124,8 @@ def main(script: ScriptArguments, filtering, options) -> None:
 
 def arguments(argv: list[str]) -> tuple:
     """The generator first, because the options are its own."""
-    from_recipe = recipe_tokens(given(argv, "config"), _AnyName()) if given(argv, "config") else []
-    name = given([*from_recipe, *argv], "generator")
+    tokens = with_recipe(argv)
+    name = given(tokens, "generator")
     description = "Makes text triplets of captions. `--generator NAME --help` lists the options of one generator too."
     if wants_help(argv) and name is None:
         parse((ScriptArguments,), argv, default_recipe=None, description=description)
@@ -133,13 +133,6 @@ def arguments(argv: list[str]) -> tuple:
 
     kinds = (ScriptArguments, FilterOptions, GENERATORS[name or "rules"].options_class)
     return parse(kinds, argv, default_recipe=None, description=description)
-
-
-class _AnyName(set):
-    """A set that holds every name: which ones there are is known once the generator is."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
 
 
 if __name__ == "__main__":

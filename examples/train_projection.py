@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from utils.arguments import checkpoint_to_resume, given, one_screen_errors, parse, recipe_tokens, wants_help
+from utils.arguments import checkpoint_to_resume, given, one_screen_errors, parse, wants_help, with_recipe
 from utils.parts import load_triplets
 
 
@@ -263,8 +263,8 @@ def _what_matters(argv: list[str]) -> list[str]:
 
 def arguments(argv: list[str]) -> tuple:
     """The method first, because options and defaults are its own."""
-    from_recipe = recipe_tokens(given(argv, "config"), _AnyName()) if given(argv, "config") else []
-    method = given([*from_recipe, *argv], "method")
+    tokens = with_recipe(argv)
+    method = given(tokens, "method")
     description = "Fits an image-to-word projection to a frozen CLIP."
     if wants_help(argv) and method is None:
         parse((ScriptArguments,), argv, default_recipe=None, description=description)
@@ -272,7 +272,7 @@ def arguments(argv: list[str]) -> tuple:
 
     objective = OBJECTIVES[method or "lincir"]
     defaults = {"output_dir": f"outputs/{method or 'lincir'}", **objective.training_defaults}
-    if given([*from_recipe, *argv], "num_train_epochs"):
+    if given(tokens, "num_train_epochs"):
         defaults.pop("max_steps", None)  # or the epochs asked for would not count
     return parse(
         (ScriptArguments, objective.options_class, ProjectionTrainingArguments),
@@ -281,13 +281,6 @@ def arguments(argv: list[str]) -> tuple:
         description=description,
         defaults=defaults,
     )
-
-
-class _AnyName(set):
-    """A set that holds every name: which ones there are is known once the method is."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
 
 
 if __name__ == "__main__":

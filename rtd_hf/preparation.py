@@ -23,6 +23,11 @@ def encoder_in(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def writes_words(projection: ImageToWordProjection, args: RTDTrainingArguments) -> bool:
+    """Whether training prompts hold pseudo-words; else they hold the words of the reference captions."""
+    return args.refined_concatenation and projection.text_words > 0
+
+
 def collator_for(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -36,7 +41,7 @@ def collator_for(
     packing = args.packing and encoder.takes_packed_rows
     if args.mini_batch_size and not packing:
         raise ValueError("`mini_batch_size` needs packed rows, which this model does not take.")
-    with_words = args.refined_concatenation and projection.text_words > 0
+    with_words = writes_words(projection, args)
     return DataCollatorForRTD(
         tokenizer,
         projection.text_template,
@@ -78,7 +83,7 @@ def check_fit(projection: ImageToWordProjection, model: nn.Module, args: RTDTrai
                 f"this model; or set `force_projection` if you know that both have the same embeddings."
             )
         logger.warning(f"`force_projection`: a projection fitted to `{base}` is used with `{name}`.")
-    if args.refined_concatenation and projection.text_words == 0:
+    if args.refined_concatenation and not writes_words(projection, args):
         advice = ""
         if "surrogate" in projection.text_trainings:
             advice = " Teach it a surrogate on pictures (`fit_surrogate`): that works far better."

@@ -17,7 +17,7 @@ from .contexts import adapters_off, evaluating
 from .distributed import rank
 from .hub import export_text_encoder
 from .losses import TargetAnchoredContrastiveLoss
-from .preparation import check_datasets, check_fit, collator_for
+from .preparation import check_datasets, check_fit, collator_for, writes_words
 from .projections import ImageToWordProjection
 from .training_args import RTDTrainingArguments
 
@@ -79,7 +79,7 @@ class RTDTrainer(Trainer):
 
             model = get_peft_model(model, peft_config)
         self.anchor_model = None
-        self.has_words = args.refined_concatenation and projection.text_words > 0
+        self.has_words = writes_words(projection, args)
         reads_frozen = anchors is None or (self.has_words and projection.needs_context)
         self.has_adapters = hasattr(model, "disable_adapter")
         if reads_frozen and not self.has_adapters:

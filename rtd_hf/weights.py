@@ -7,32 +7,45 @@ from typing import Any
 import torch
 
 
-def load_whole(load: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+def load_complete(
+    load: Callable[..., Any], name: str, *args: Any, kind: str, advice: str, **kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
     """
-    Calls a function that loads weights, and turns safetensors' terse complaint about a damaged file into a useful one.
+    Calls a `from_pretrained`, and takes nothing from it that is cut short, incomplete or not finite.
 
     Args:
-        load (`Callable`): Called as `load(name, *args, **kwargs)`.
+        load (`Callable`): The `from_pretrained`.
         name (`str`): Folder or Hub id.
         args, kwargs: For `load`; `subfolder` is where in a folder the files are.
+        kind (`str`): What is loaded, for the message about weights that are missing.
+        advice (`str`): What to do about them.
 
     Returns:
-        What `load` returned.
+        `tuple`: the model, and the loading report.
 
     Raises:
         OSError: a file is damaged or cut short.
+        ValueError: weights are missing, which would be random, or not finite.
     """
     from safetensors import SafetensorError
 
     try:
-        return load(name, *args, **kwargs)
-    except SafetensorError as error:
+        model, report = load(name, *args, output_loading_info=True, **kwargs)
+    except SafetensorError as error:  # as terse as "InvalidHeaderDeserialization"
         path = os.path.join(name, kwargs.get("subfolder") or "", "model.safetensors")
         where = path if os.path.isfile(path) else name
         raise OSError(
             f"The weights of `{where}` are damaged or cut short ({error}). Delete the file and download or convert it "
             f"again."
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"The checkpoint `{name}` lacks {len(missing)} weight(s) of {kind}, among them `{missing[0]}`; they would "
+            f"be random. {advice}"
+        )
+    check_finite(model.state_dict(), name)
+    return model, report
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:

@@ -20,12 +20,12 @@ def wants_help(argv: Sequence[str]) -> bool:
     return any(token in ("-h", "--help") for token in argv)
 
 
-def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
+def recipe_tokens(path: str | Path, names: set[str] | None) -> list[str]:
     """Turns a YAML recipe into command-line tokens.
 
     Args:
         path (`str` or `Path`): The recipe: a flat mapping from argument names to values.
-        names (`set[str]`): The arguments the script knows.
+        names (`set[str]`, *optional*): The arguments the script knows; None where that is not known yet.
 
     Returns:
         `list[str]`, such as `["--learning_rate", "0.001"]`.
@@ -48,7 +48,7 @@ def recipe_tokens(path: str | Path, names: set[str]) -> list[str]:
     if not isinstance(recipe, dict):
         raise ValueError(f"`--config` {path} must hold `name: value` lines, got a {type(recipe).__name__}.")
     for key in recipe:
-        if key not in names:
+        if names is not None and key not in names:
             raise ValueError(f"Recipe {path} has the unknown key `{key}`.{_nearest(str(key), names)}")
     return _tokens(recipe)
 
@@ -62,6 +62,12 @@ def given(argv: Sequence[str], name: str) -> str | None:
         elif token.startswith(f"--{name}="):
             found = token.removeprefix(f"--{name}=")
     return found
+
+
+def with_recipe(argv: Sequence[str]) -> list[str]:
+    """A command line behind the tokens of its recipe, for a choice that decides which arguments there are."""
+    config = given(argv, "config")
+    return [*(recipe_tokens(config, None) if config else []), *argv]
 
 
 def _tokens(values: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import find_adapter_config_file
 
 from ..registry import Registry
-from ..weights import check_finite, load_whole
+from ..weights import load_complete
 
 
 BACKBONES = Registry("backbone", "BACKBONES")
@@ -59,15 +59,15 @@ class StockCheckpointMixin:
         name = os.fspath(pretrained_model_name_or_path)
         kwargs = cls._checked_options(name, kwargs)
         wants_report = kwargs.pop("output_loading_info", False)
-        model, report = load_whole(super().from_pretrained, name, *args, output_loading_info=True, **kwargs)
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"The checkpoint `{name}` lacks {len(missing)} weight(s) of "
-                f"{cls.stock_class.__name__}, among them `{missing[0]}`; they would be random. Load the checkpoint of "
-                f"the full model or of {cls.stock_class.__name__}."
-            )
-        check_finite(model.state_dict(), name)
+        stock = cls.stock_class.__name__
+        model, report = load_complete(
+            super().from_pretrained,
+            name,
+            *args,
+            kind=stock,
+            advice=f"Load the checkpoint of the full model or of {stock}.",
+            **kwargs,
+        )
         return (model, report) if wants_report else model
 
     @classmethod
@@ -87,14 +87,13 @@ class StockCheckpointMixin:
         """
         name = os.fspath(pretrained_model_name_or_path)
         kwargs = cls._checked_options(name, kwargs)
-        model, report = load_whole(cls.vision_class.from_pretrained, name, output_loading_info=True, **kwargs)
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"The checkpoint `{name}` lacks {len(missing)} weight(s) of {cls.vision_class.__name__}, among them "
-                f"`{missing[0]}`; they would be random. Load the checkpoint of the full model, with both towers."
-            )
-        check_finite(model.state_dict(), name)
+        model, _ = load_complete(
+            cls.vision_class.from_pretrained,
+            name,
+            kind=cls.vision_class.__name__,
+            advice="Load the checkpoint of the full model, with both towers.",
+            **kwargs,
+        )
         return model.eval().requires_grad_(False)
 
     @classmethod

@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from ..registry import Registry
 from ..texts import DEFAULT_TEMPLATE, PLACEHOLDER, check_template
-from ..weights import check_finite, load_whole
+from ..weights import load_complete
 from .checks import check_inputs
 from .configuration import ProjectionConfig, read_projection_type
 from .texts_for_images import TextsForImages
@@ -249,14 +249,14 @@ class ImageToWordProjection(TextsForImages, PreTrainedModel):
             )
         wants_report = kwargs.pop("output_loading_info", False)
         load = super(ImageToWordProjection, subclass).from_pretrained
-        model, report = load_whole(load, name, *args, output_loading_info=True, **kwargs)
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"`{name}` lacks {len(missing)} weight(s) of a `{projection_type}` projection, among them "
-                f"`{missing[0]}`; they would be random. Convert or download the checkpoint again."
-            )
-        check_finite(model.state_dict(), name)
+        model, report = load_complete(
+            load,
+            name,
+            *args,
+            kind=f"a `{projection_type}` projection",
+            advice="Convert or download the checkpoint again.",
+            **kwargs,
+        )
         return (model, report) if wants_report else model
 
     @classmethod
