@@ -40,6 +40,8 @@ _MODULES = {
     "check_triplets": "triplets",
     "GENERATORS": "triplets",
     "FilterOptions": "triplets",
+    "LLMGenerator": "triplets",
+    "LLMOptions": "triplets",
     "RuleGenerator": "triplets",
     "RuleOptions": "triplets",
     "TripletFilter": "triplets",
@@ -96,7 +98,7 @@ _MODULES = {
     "export_text_encoder": "hub",
     "prepare_output_dir": "hub",
     "verify_drop_in": "hub",
-    "build_model_card": "model_card",
+    "build_model_card": "hub",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -26,7 +26,7 @@ LAYERS = (
     {"models", "projections", "losses", "metrics", "triplets"},
     {"shapes", "anchors", "training_rows", "features"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},
-    {"evaluator", "submissions", "diagnostics", "hub", "model_card", "preparation"},
+    {"evaluator", "submissions", "diagnostics", "hub", "preparation"},
     {"trainer", "projection_trainer", "preservation", "metric_spaces"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

@@ -18,14 +18,14 @@ import torch
 from chat_server import asked_of, chat_server, completion, good, good_rows
 
 from rtd_hf.triplets.base import GENERATORS, ROW_COLUMNS
-from rtd_hf.triplets.llm import LLMGenerator
-from rtd_hf.triplets.llm_answers import REASONS, check_texts_of, read_answer
-from rtd_hf.triplets.llm_endpoint import EndpointError, shown_url
-from rtd_hf.triplets.llm_journal import Journal, count_rejected, read_rejected
-from rtd_hf.triplets.llm_limits import Budget, BudgetReached, RateLimiter, Usage, backoff_seconds
-from rtd_hf.triplets.llm_local import LocalModel
-from rtd_hf.triplets.llm_options import LLMOptions
-from rtd_hf.triplets.llm_prompts import EDITS, EXAMPLES, Asked, answer_schema, answer_text, build_messages
+from rtd_hf.triplets.llm.answers import REASONS, check_texts_of, read_answer
+from rtd_hf.triplets.llm.endpoint import EndpointError, shown_url
+from rtd_hf.triplets.llm.generator import LLMGenerator
+from rtd_hf.triplets.llm.journal import Journal, count_rejected, read_rejected
+from rtd_hf.triplets.llm.limits import Budget, BudgetReached, RateLimiter, Usage, backoff_seconds
+from rtd_hf.triplets.llm.local import LocalModel
+from rtd_hf.triplets.llm.options import LLMOptions
+from rtd_hf.triplets.llm.prompts import EDITS, EXAMPLES, Asked, answer_schema, answer_text, build_messages
 
 
 ROOT = Path(__file__).parents[1]
@@ -407,7 +407,7 @@ class TestJournal:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             with monkeypatch.context() as patched:
-                patched.setattr("rtd_hf.triplets.llm_journal.os.fsync", full)
+                patched.setattr("rtd_hf.triplets.llm.journal.os.fsync", full)
                 with pytest.raises(OSError, match="Make room") as caught:
                     journal.append(line("b"))
             assert caught.value.errno == errno.ENOSPC and path.read_bytes() == before
@@ -663,8 +663,8 @@ KILLED = """
 import sys
 import huggingface_hub.constants as constants
 constants.HF_HUB_OFFLINE = False
-from rtd_hf.triplets.llm import LLMGenerator
-from rtd_hf.triplets.llm_options import LLMOptions
+from rtd_hf.triplets.llm.generator import LLMGenerator
+from rtd_hf.triplets.llm.options import LLMOptions
 
 url, path = sys.argv[1:3]
 options = LLMOptions(model="tiny", base_url=url, checkpoint=path, captions_per_request=4, edits_per_caption=1,
@@ -825,7 +825,7 @@ class TestGenerator:
                 clock.wait(seconds)
 
             with pytest.MonkeyPatch.context() as patched:
-                patched.setattr("rtd_hf.triplets.llm_requests.Asker.wait", wait)
+                patched.setattr("rtd_hf.triplets.llm.requests.Asker.wait", wait)
                 for start in range(0, 20, 4):
                     list(made.generate(enumerate(CAPTIONS[start : start + 4], start=start)))
         assert len(server.bodies) == 5 and sleeps == [60, 60]
@@ -929,7 +929,7 @@ def tiny_writer(tmp_path_factory):
 
 class TestLocal:
     def test_answers_are_json_by_construction(self, tiny_writer):
-        from rtd_hf.triplets.llm_endpoint import Question
+        from rtd_hf.triplets.llm.endpoint import Question
 
         model = LocalModel(str(tiny_writer), device="cpu", max_text_tokens=12)
         questions = []
@@ -970,7 +970,7 @@ class TestLocal:
         assert list(again.generate(enumerate(CAPTIONS[:6]))) == rows
 
     def test_a_chat_template_is_used(self, tiny_writer):
-        from rtd_hf.triplets.llm_endpoint import Question
+        from rtd_hf.triplets.llm.endpoint import Question
 
         model = LocalModel(str(tiny_writer), device="cpu")
         question = Question("0" * 32, build_messages(asked("a dog")), (("add",),), answer_schema(), 100)
@@ -994,6 +994,6 @@ class TestLocal:
             list(made.generate(enumerate(CAPTIONS[:6])))
 
     def test_a_vocabulary_without_quotation_mark_is_refused(self, tiny_writer, monkeypatch):
-        monkeypatch.setattr("rtd_hf.triplets.llm_local._vocabulary", lambda model: ([], torch.zeros(1)))
+        monkeypatch.setattr("rtd_hf.triplets.llm.local._vocabulary", lambda model: ([], torch.zeros(1)))
         with pytest.raises(ValueError, match="quotation mark"):
             LocalModel(str(tiny_writer), device="cpu")

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from rtd_hf.texts import clean_caption
-from rtd_hf.triplets import GENERATORS, ROW_COLUMNS, RuleGenerator, RuleOptions, generate_triplets, templates
-from rtd_hf.triplets import neighbours as neighbours_module
-from rtd_hf.triplets.categories import category
-from rtd_hf.triplets.english import article, base_of_verb, is_plural, plural, singular
+from rtd_hf.triplets import GENERATORS, ROW_COLUMNS, RuleGenerator, RuleOptions, generate_triplets
 from rtd_hf.triplets.faults import text_fault
-from rtd_hf.triplets.neighbours import corpus_embeddings, embed_keywords, similar_keywords
-from rtd_hf.triplets.phrases import Caption
 from rtd_hf.triplets.quality import consistency
-from rtd_hf.triplets.rules import RULES
-from rtd_hf.triplets.vocabulary import Counts, Keyword, Vocabulary, count_captions, keywords_of
+from rtd_hf.triplets.rules import RULES, templates
+from rtd_hf.triplets.rules import neighbours as neighbours_module
+from rtd_hf.triplets.rules.categories import category
+from rtd_hf.triplets.rules.english import article, base_of_verb, is_plural, plural, singular
+from rtd_hf.triplets.rules.neighbours import corpus_embeddings, embed_keywords, similar_keywords
+from rtd_hf.triplets.rules.phrases import Caption
+from rtd_hf.triplets.rules.vocabulary import Counts, Keyword, Vocabulary, count_captions, keywords_of
 
 
 COCO = Path(__file__).resolve().parents[2] / "shared/annotations/coco_captions/captions_val2017.json.gz"
@@ -244,7 +244,7 @@ class TestVocabulary:
         kinds = {"a": "DET", "the": "DET", "two": "NUM", "on": "ADP", "by": "ADP", "and": "CCONJ", "red": "ADJ",
                  "covered": "VERB"}  # fmt: skip
         tagged = lambda texts, tagger: [[(w, kinds.get(w, "NOUN")) for w in text.split()] for text in texts]  # noqa: E731
-        monkeypatch.setattr("rtd_hf.triplets.vocabulary.tag", tagged)
+        monkeypatch.setattr("rtd_hf.triplets.rules.vocabulary.tag", tagged)
         counts = count_captions(self.CAPTIONS)
         halves = count_captions(self.CAPTIONS[:4])
         halves.add(count_captions(self.CAPTIONS[4:]))

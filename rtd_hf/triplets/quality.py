@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .columns import TRIPLET_COLUMNS
-from .english import singular
 from .filters import TripletFilter
-from .vocabulary import Encoder
+from .rules.english import singular
+from .rules.vocabulary import Encoder
 
 
 _MOST_WORDS = 1_000_000  # different ones that are counted

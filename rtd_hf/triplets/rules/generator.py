@@ -10,10 +10,10 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..texts import clean_caption
+from ...texts import clean_caption
+from ..base import GENERATORS, TripletGenerator
+from ..faults import text_fault
 from . import noun_edits, other_edits
-from .base import GENERATORS, TripletGenerator
-from .faults import text_fault
 from .neighbours import corpus_embeddings, embed_keywords, similar_keywords
 from .noun_edits import Edit
 from .phrases import Caption

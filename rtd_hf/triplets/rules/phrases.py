@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
+from ..faults import normalised
 from .english import (
     ADVERBS,
     ATTRIBUTES,
@@ -22,7 +23,6 @@ from .english import (
     is_plural,
     singular,
 )
-from .faults import normalised
 
 
 _MARK = re.compile(r"\s+([.,!?])")  # with a blank before it

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from transformers.utils import logging
 
-from .llm_endpoint import Answer, DeclinedError, EndpointError, PassingError, Question
-from .llm_limits import Budget, RateLimiter, Usage, backoff_seconds
+from .endpoint import Answer, DeclinedError, EndpointError, PassingError, Question
+from .limits import Budget, RateLimiter, Usage, backoff_seconds
 
 
 logger = logging.get_logger(__name__)

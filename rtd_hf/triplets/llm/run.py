@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from .llm_answers import Outcome, read_answer
-from .llm_endpoint import Question
-from .llm_journal import Journal
-from .llm_limits import BudgetReached, Usage
-from .llm_prompts import Asked, answer_schema, build_messages
-from .llm_requests import Asker, Reply, StoppedError
+from .answers import Outcome, read_answer
+from .endpoint import Question
+from .journal import Journal
+from .limits import BudgetReached, Usage
+from .prompts import Asked, answer_schema, build_messages
+from .requests import Asker, Reply, StoppedError
 
 
 if TYPE_CHECKING:
-    from .llm import LLMGenerator
+    from .generator import LLMGenerator
 
 logger = logging.get_logger(__name__)
 

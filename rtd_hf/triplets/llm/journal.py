@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .llm_limits import Usage
+from .limits import Usage
 
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from transformers.utils import logging
 
-from .llm_prompts import without_system
+from .prompts import without_system
 
 
 logger = logging.get_logger(__name__)

@@ -11,16 +11,16 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .base import GENERATORS, TripletGenerator
-from .faults import normalised, text_fault
-from .llm_endpoint import EndpointModel
-from .llm_journal import Journal
-from .llm_limits import Budget, RateLimiter, Usage
-from .llm_local import LocalModel
-from .llm_options import LLMOptions
-from .llm_prompts import Asked, build_messages, prompt_version
-from .llm_requests import ChatModel
-from .llm_run import Run
+from ..base import GENERATORS, TripletGenerator
+from ..faults import normalised, text_fault
+from .endpoint import EndpointModel
+from .journal import Journal
+from .limits import Budget, RateLimiter, Usage
+from .local import LocalModel
+from .options import LLMOptions
+from .prompts import Asked, build_messages, prompt_version
+from .requests import ChatModel
+from .run import Run
 
 
 logger = logging.get_logger(__name__)

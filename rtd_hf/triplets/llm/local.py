@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ..language_models import LocalLanguageModel
-from .llm_endpoint import Answer, Question
-from .llm_prompts import answer_text, without_system
+from ...language_models import LocalLanguageModel
+from .endpoint import Answer, Question
+from .prompts import answer_text, without_system
 
 
 class LocalModel:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .llm_prompts import EDITS
+from .prompts import EDITS
 
 
 def _option(default: object, text: str) -> object:

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..texts import PLACEHOLDER
-from .faults import text_fault
-from .llm_prompts import EDITS, EXAMPLES, Asked, task_text
+from ...texts import PLACEHOLDER
+from ..faults import text_fault
+from .prompts import EDITS, EXAMPLES, Asked, task_text
 
 
 # Why an answer is refused. The names stand in the checkpoint and in the counts.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..files import whole_file
-from ..tagging import tag
+from ...files import whole_file
+from ...tagging import tag
 from .english import (
     ATTRIBUTES,
     CONJUNCTIONS,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
+TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ("rtd", "composed-image-retrieval", "zero-shot", "clip")
 NOT_MEASURED = "not measured"
 BENCHMARK_NAMES = {
