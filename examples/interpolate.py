@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 @dataclass
 class InterpolationArguments:
     config: str = field(
-        default=str(HERE / "recipes" / "compare_projections.yaml"),
+        default=str(HERE / "recipes" / "trials.yaml"),
         metadata={"help": "YAML recipe of the training, where there is one."},
     )
     clip_model: str = field(default="shapes", metadata={"help": "Folder or Hub id of the CLIP, or `shapes`."})
@@ -164,7 +164,8 @@ if __name__ == "__main__":
         parsed = parse(
             (InterpolationArguments, TrainingOptions),
             sys.argv[1:],
-            default_recipe=HERE / "recipes" / "compare_projections.yaml",
+            default_recipe=HERE / "recipes" / "trials.yaml",
             description="Encoders between the frozen and the trained one: what is gained against what is kept.",
+            defaults={"output_dir": "outputs/interpolation"},
         )
         main(*parsed)

@@ -1,0 +1,205 @@
+"""What RTD gains from good, noisy, shuffled, one-sided and mixed triplets, and whether their report foretells it.
+
+    python examples/compare_triplets.py --seeds 3 --output_json examples/benchmarks/compare_triplets.json
+
+All of it happens in the offline world. A set is measured as `examples/inspect_triplets.py` measures it, and RTD
+trains on it; over the sets, Spearman's rank correlation of each measure with the gain says how far the measure
+foretells their order. Every training is written down as it ends, in `--output_dir`, and is not done again: a run that
+was stopped goes on, and several processes may share the work, each with `--sets` of its own.
+"""
+
+# ci: --sets world "rules: attribute" "world, shuffled" --seeds 1 --max_steps 3 --num_triplets 600 --output_dir {tmp}
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+from utils.arguments import one_screen_errors, parse, wants_help
+from utils.tables import aligned, markdown
+from utils.trials import COLUMNS, Trials, cells, circumstances, heading, mean, measure, summarise, told
+from utils.triplet_sets import SETS, triplet_set
+
+
+HERE = Path(__file__).parent
+FROZEN = "no training"
+# What is asked whether it foretells the gain, as it is called in the report; "/" goes a level down.
+MEASURES = (
+    "consistent",
+    "shares/names_source",
+    "shares/names_target",
+    "shares/source_in_reference",
+    "shares/source_gone",
+    "shares/target_in_target",
+    "distinct/conditioning_caption",
+    "distinct_word_pairs",
+    "vocabulary/conditioning_caption",
+    "lengths/conditioning_caption/mean",
+    "similarity/reference_target/mean",
+    "similarity/target_concatenation/mean",
+    "similarity/target_conditioning/mean",
+    "similarity/moved_as_told/mean",
+)
+
+
+@dataclass
+class ScriptArguments:
+    config: str = field(
+        default=str(HERE / "recipes" / "trials.yaml"),
+        metadata={"help": "YAML recipe of every training."},
+    )
+    sets: list[str] = field(
+        default_factory=lambda: list(SETS), metadata={"help": f"Which sets: {', '.join(map(repr, SETS))}."}
+    )
+    seeds: int = field(default=3, metadata={"help": "Trainings a set, with the seeds 1, 2, ..., which draw it too."})
+    num_triplets: int = field(default=40000, metadata={"help": "Triplets in a set."})
+    projection: str = field(default="lincir", metadata={"help": "Which of our projections."})
+    output_json: str = field(default="", metadata={"help": "Where the figures are written; nowhere by default."})
+
+
+def say(text: str = "") -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def report_of(rows: list[dict], seed: int) -> dict[str, float]:
+    """The measures of the quality report."""
+    from utils.embedding import text_embedder
+
+    from rtd_hf import measure_triplets
+
+    report = measure_triplets(rows, encode=text_embedder("shapes"), sample=1, seed=seed)
+    found = {}
+    for name in MEASURES:
+        value = report
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = float(value)
+    return found
+
+
+def train(rows: list[dict], seed: int, script: ScriptArguments, args) -> dict:
+    """One training on a set: values per query, and the seconds."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from utils.parts import load_parts
+
+    from rtd_hf import RTDTrainer
+    from rtd_hf.triplets import TRIPLET_COLUMNS
+
+    set_seed(seed)
+    started = time.perf_counter()
+    parts = load_parts("shapes", script.projection, device=args.device)
+    trainer = RTDTrainer(
+        parts.text_encoder,
+        replace(args, seed=seed),
+        projection=parts.projection,
+        processing_class=parts.tokenizer,
+        train_dataset=Dataset.from_list([{column: row[column] for column in TRIPLET_COLUMNS} for row in rows]),
+    )
+    trainer.train()
+    encoder = trainer.accelerator.unwrap_model(trainer.model)
+    seconds = round(time.perf_counter() - started, 1)
+    return {"seconds": seconds, "per_query": measure(script.projection, encoder, str(args.device))}
+
+
+def results(script: ScriptArguments, args) -> dict[str, dict]:
+    """All measurements by name, such as `rules, noisy 2`; what lies there is not made again."""
+    settings = {"steps": args.max_steps, "triplets": script.num_triplets, "learning rate": args.learning_rate}
+    trials = Trials(args.output_dir, {**settings, "projection": script.projection})
+    trials.run(FROZEN, lambda: {"per_query": measure(script.projection, None, str(args.device))})
+    for seed, name in product(range(1, script.seeds + 1), script.sets):
+
+        def make(name=name, seed=seed) -> dict:
+            rows = triplet_set(name, script.num_triplets, seed)
+            different = len({tuple(row[column] for column in row if column.endswith("_caption")) for row in rows})
+            return {"different": different, "measures": report_of(rows, seed), **train(rows, seed, script, args)}
+
+        if trials.run(f"{name} {seed}", make):
+            run = trials.found[f"{name} {seed}"]
+            say(f"{name}, seed {seed}: {told(run['per_query'])} ({run['seconds']:.0f} s)")
+    return trials.found
+
+
+def rows_of(found: dict[str, dict], script: ScriptArguments) -> list[dict]:
+    """A row for each set, in the order of their gains: metrics with gain, measures, means over the seeds."""
+    frozen = found[FROZEN]["per_query"]
+    rows = []
+    for name in script.sets:
+        runs = [found[f"{name} {seed}"] for seed in range(1, script.seeds + 1)]
+        row = {"set": name, "what": SETS[name], "metrics": summarise([run["per_query"] for run in runs], frozen)}
+        row["different triplets"] = round(mean([run["different"] for run in runs]))
+        row["measures"] = {
+            key: round(mean([run["measures"][key] for run in runs]), 4)
+            for key in MEASURES
+            if all(key in run["measures"] for run in runs)
+        }
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["metrics"][COLUMNS[1]]["mean"])
+
+
+def foretold(rows: list[dict]) -> dict[str, float]:
+    """Spearman's rank correlation, over the sets, of each measure with the gain; of equal values the mean rank."""
+    import numpy as np
+
+    def ranks(values: list[float]) -> np.ndarray:
+        values = np.asarray(values)
+        return (values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) - 1) / 2
+
+    gains = ranks([row["metrics"][COLUMNS[1]]["gain"] for row in rows])
+    found = {}
+    for name in MEASURES:
+        if not all(name in row["measures"] for row in rows):
+            continue
+        values = ranks([row["measures"][name] for row in rows])
+        if values.std() > 0 and gains.std() > 0:  # else there is no order to foretell
+            found[name] = round(float(np.corrcoef(values, gains)[0, 1]), 2)
+    return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+
+
+def main(script: ScriptArguments, args) -> None:
+    unknown = [name for name in script.sets if name not in SETS]
+    if unknown:
+        raise ValueError(f"`--sets` must be of {', '.join(map(repr, SETS))}, got {unknown[0]!r}.")
+    if script.seeds < 1:
+        raise ValueError(f"`--seeds` must be at least 1, got {script.seeds}.")
+    found = results(script, args)
+    rows = rows_of(found, script)
+    frozen = cells(FROZEN, summarise([found[FROZEN]["per_query"]]))
+    lines = [heading("triplets"), frozen, *(cells(row["set"], row["metrics"]) for row in rows)]
+    say("\n" + aligned(lines) + "\n\n" + markdown(lines))
+    correlations = foretold(rows)
+    table = [["measure", *(row["set"] for row in rows), "correlation"]]
+    for name, correlation in correlations.items():
+        table.append([name, *(f"{row['measures'][name]:.3f}" for row in rows), f"{correlation:+.2f}"])
+    say("\n" + aligned(table))
+    if script.output_json:
+        report = {
+            **circumstances("examples/compare_triplets.py", sys.argv[1:], args.device.type),
+            "settings": found[FROZEN]["settings"],
+            "seeds": list(range(1, script.seeds + 1)),
+            "interval": "95 %, paired bootstrap over the queries of their mean over the seeds",
+            "frozen": summarise([found[FROZEN]["per_query"]]),
+            "rows": rows,
+            "rank correlation with the gain": correlations,
+        }
+        Path(script.output_json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with one_screen_errors():
+        if wants_help(sys.argv[1:]):
+            from rtd_hf.options import RTDOptions as TrainingOptions
+        else:
+            from rtd_hf import RTDTrainingArguments as TrainingOptions
+        parsed = parse(
+            (ScriptArguments, TrainingOptions),
+            sys.argv[1:],
+            default_recipe=HERE / "recipes" / "trials.yaml",
+            description="What RTD gains from different sets of text triplets, in the offline world.",
+            defaults={"output_dir": "outputs/compare_triplets"},
+        )
+        main(*parsed)
