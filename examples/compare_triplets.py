@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -28,6 +29,11 @@ FROZEN = "no training"
 # What is asked whether it foretells the gain, as it is called in the report; "/" goes a level down.
 MEASURES = (
     "consistent",
+    "change_named",
+    "common_words",
+    "query_words_known",
+    "effective/rules",
+    "effective/openings",
     "shares/names_source",
     "shares/names_target",
     "shares/source_in_reference",
@@ -64,13 +70,21 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+@lru_cache(maxsize=1)
+def queries() -> tuple[str, ...]:
+    """The conditioning texts of the benchmark."""
+    from rtd_hf import BENCHMARKS
+
+    return tuple(text for query in BENCHMARKS["shapes"]().queries for text in query.texts)
+
+
 def report_of(rows: list[dict], seed: int) -> dict[str, float]:
     """The measures of the quality report."""
     from utils.embedding import text_embedder
 
     from rtd_hf import measure_triplets
 
-    report = measure_triplets(rows, encode=text_embedder("shapes"), sample=1, seed=seed)
+    report = measure_triplets(rows, encode=text_embedder("shapes"), sample=1, seed=seed, queries=queries())
     found = {}
     for name in MEASURES:
         value = report
@@ -113,11 +127,15 @@ def results(script: ScriptArguments, args) -> dict[str, dict]:
     trials.run(FROZEN, lambda: {"per_query": measure(script.projection, None, str(args.device))})
     for seed, name in product(range(1, script.seeds + 1), script.sets):
 
-        def make(name=name, seed=seed) -> dict:
+        def inspect(name=name, seed=seed) -> dict:
             rows = triplet_set(name, script.num_triplets, seed)
             different = len({tuple(row[column] for column in row if column.endswith("_caption")) for row in rows})
-            return {"different": different, "measures": report_of(rows, seed), **train(rows, seed, script, args)}
+            return {"different": different, "measures": report_of(rows, seed)}
 
+        def make(name=name, seed=seed) -> dict:
+            return train(triplet_set(name, script.num_triplets, seed), seed, script, args)
+
+        trials.run(f"report of {name} {seed}", inspect)
         if trials.run(f"{name} {seed}", make):
             run = trials.found[f"{name} {seed}"]
             say(f"{name}, seed {seed}: {told(run['per_query'])} ({run['seconds']:.0f} s)")
@@ -131,11 +149,12 @@ def rows_of(found: dict[str, dict], script: ScriptArguments) -> list[dict]:
     for name in script.sets:
         runs = [found[f"{name} {seed}"] for seed in range(1, script.seeds + 1)]
         row = {"set": name, "what": SETS[name], "metrics": summarise([run["per_query"] for run in runs], frozen)}
-        row["different triplets"] = round(mean([run["different"] for run in runs]))
+        reports = [found[f"report of {name} {seed}"] for seed in range(1, script.seeds + 1)]
+        row["different triplets"] = round(mean([report["different"] for report in reports]))
         row["measures"] = {
-            key: round(mean([run["measures"][key] for run in runs]), 4)
+            key: round(mean([report["measures"][key] for report in reports]), 4)
             for key in MEASURES
-            if all(key in run["measures"] for run in runs)
+            if all(key in report["measures"] for report in reports)
         }
         rows.append(row)
     return sorted(rows, key=lambda row: -row["metrics"][COLUMNS[1]]["mean"])

@@ -32,7 +32,10 @@ from utils.arguments import given, one_screen_errors, parse, wants_help, with_re
 @dataclass
 class ScriptArguments:
     captions: str = field(
-        metadata={"help": "Captions: .json (also COCO's), .jsonl, .csv, .tsv, .parquet, .txt, a Hub id, or `shapes`."}
+        metadata={
+            "help": "Captions: .json (also COCO's), .jsonl, .csv, .tsv, .parquet, .txt, a folder of such files, a Hub "
+            "id (streamed), or `shapes`."
+        }
     )
     output: str = field(metadata={"help": "New file, .parquet or .jsonl."})
     config: str | None = field(default=None, metadata={"help": "YAML recipe; other arguments override it."})
@@ -41,7 +44,7 @@ class ScriptArguments:
     split: str = field(default="train", metadata={"help": "Split of a data set that has several."})
     num_captions: int | None = field(default=None, metadata={"help": "Only the first so many."})
     seed: int = field(default=0, metadata={"help": "Another seed makes other triplets of the same captions."})
-    workers: int = field(default=1, metadata={"help": "Processes. The triplets do not depend on how many there are."})
+    workers: int = field(default=1, metadata={"help": "Processes. The triplets do not depend on their number."})
     block_size: int = field(default=20_000, metadata={"help": "Captions between two points a run can go on from."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of the tokenizer that counts tokens for `longest_tokens`."}

@@ -43,6 +43,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--benchmark_texts", nargs="*", default=[], help="Annotation files of benchmarks: triplets with their texts."
     )
+    parser.add_argument(
+        "--queries",
+        help="Text file of queries as people will ask them, one a line: do the triplets hold their words?",
+    )
     parser.add_argument("--near_duplicates", type=float, default=0.0, help="Also count near ones, such as 0.9.")
     parser.add_argument("--seed", type=int, default=0, help="Draws the rows.")
     parser.add_argument("--device", default="cpu", help="Where the text encoder runs.")
@@ -78,7 +82,11 @@ def main(args: argparse.Namespace) -> None:
         from utils.embedding import text_embedder
 
         encode = text_embedder(args.clip_model, device=args.device)
+    encoder = (
+        "shapes, which knows the words of the offline world alone" if args.clip_model == "shapes" else args.clip_model
+    )
     options = FilterOptions(near_duplicates=args.near_duplicates, benchmark_texts=args.benchmark_texts)
+    queries = Path(args.queries).read_text(encoding="utf-8").splitlines() if args.queries else ()
     reports = {}
     for number, source in enumerate(args.triplets, start=1):
         report = measure_triplets(
@@ -88,11 +96,13 @@ def main(args: argparse.Namespace) -> None:
             sample=args.sample,
             seed=args.seed,
             triplet_filter=TripletFilter(options),
+            queries=queries,
         )
         name = source if source not in reports else f"{source} ({number})"
-        reports[name] = {"encoder": args.clip_model, **report}
+        reports[name] = {"encoder": encoder, **report}
         sys.stdout.write(
             f"{name}: {report['rows']:,} triplets, {100 * report['consistent']:.1f} % consistent, "
+            f"{100 * report['change_named']:.1f} % of the changed words named, "
             f"{sum(report['faults'].values()):,} with a fault\n"
         )
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -36,16 +36,18 @@ _MEDIA = frozenset("photo photograph picture image pic snapshot shot view closeu
 _NOTHING_LEFT = f"a photo of {PLACEHOLDER}"
 
 
-def tag(texts: Sequence[str], *, tagger: str = "auto") -> list[TaggedWords]:
+def tag(texts: Sequence[str], *, tagger: str = "auto", remember: bool = True) -> list[TaggedWords]:
     """
     Splits texts into words and says what part of speech each is.
 
-    Texts are cleaned first ([`clean_caption`]): lower case, no `$`. Results are remembered.
+    Texts are cleaned first ([`clean_caption`]): lower case, no `$`.
 
     Args:
         texts (`Sequence[str]`): Captions, in English.
         tagger (`str`, *optional*, defaults to `"auto"`):
             `"spacy"`, `"hanta"`, or `"auto"`: spaCy where it and its model are installed, else the Hanover Tagger.
+        remember (`bool`, *optional*, defaults to `True`):
+            Whether the results of up to 200,000 texts are kept, about 2 kB each, for when they come again.
 
     Returns:
         `list[list[tuple[str, str]]]`: for each text its words and punctuation marks, each with its tag of Universal
@@ -58,8 +60,10 @@ def tag(texts: Sequence[str], *, tagger: str = "auto") -> list[TaggedWords]:
     """
     if isinstance(texts, str):
         raise TypeError(f"`texts` must be a sequence of strings, but is the one string {texts!r}. Wrap it: [...].")
-    remembered = _remembered(_resolve(tagger))
-    return [list(remembered(clean_caption(text))) for text in texts]
+    tagged = _remembered(_resolve(tagger))
+    if not remember:
+        tagged = tagged.__wrapped__
+    return [list(tagged(clean_caption(text))) for text in texts]
 
 
 def mask_keywords(texts: Sequence[str], *, seed: int = 0, tagger: str = "auto") -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,17 @@ import yaml
 from test_examples import EXAMPLES, SHORT, run
 
 from rtd_hf import BENCHMARKS
-from rtd_hf.triplets import ROW_COLUMNS, TRIPLET_COLUMNS, Captions, Rows, read_triplets, write_triplets
+from rtd_hf.triplets import (
+    ROW_COLUMNS,
+    TRIPLET_COLUMNS,
+    Captions,
+    Rows,
+    RuleGenerator,
+    RuleOptions,
+    generate_triplets,
+    read_triplets,
+    write_triplets,
+)
 from rtd_hf.triplets.publishing import build_triplet_card, push_triplets
 
 
@@ -122,6 +133,10 @@ class TestTriplets:
         data.save_to_disk(tmp_path / "alone")
         DatasetDict({"validation": data}).save_to_disk(tmp_path / "split")
         assert texts_of(read_triplets(tmp_path / "alone")) == TEXTS
+        assert texts_of(read_triplets(tmp_path / "split", split="validation")) == TEXTS
+        with pytest.raises(ValueError, match="`split` 'train' is not in .*There are: validation"):
+            list(read_triplets(tmp_path / "split"))
+        assert texts_of(read_triplets(data)) == TEXTS
 
     def test_missing_texts_are_not_dropped(self, tmp_path):
         path = write(tmp_path / "t.jsonl", [*rows_of(*TRIPLET_COLUMNS), dict.fromkeys(TRIPLET_COLUMNS)])
@@ -129,6 +144,26 @@ class TestTriplets:
         path = write(tmp_path / "u.jsonl", [*rows_of(*TRIPLET_COLUMNS), {"reference_caption": "a"}])
         with pytest.raises(ValueError, match="Row 3 .* lacks the column `conditioning_caption`"):
             list(read_triplets(path))
+
+
+HOSTILE = [
+    "<b>a dog</b> &amp; https://a.b", "a dog 🐶 👨‍👩‍👧", "собака на траве", "狗在草地上", "der Hund, die Katze",
+    "x" * 10_000, "word " * 2000, "a\x00b\x07\x1b[0m", "one\ntwo\r\nthree\rfour", "one\u2028two\x85three\x0bfour",
+    " \t", "", None, "\ufeffa dog", "a \u202edog", 'a "quoted", one\\', "'; --", "[1]", "null", "nan", "5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["h.json", "h.jsonl", "h.csv", "h.tsv", "h.parquet", "h.json.gz", "h.csv.gz"])
+def test_hostile_texts_come_through_whole(file, tmp_path):
+    """A reader changes nothing and leaves nothing out, whatever stands in a text; CSV alone knows no `None`."""
+    texts = [text for text in HOSTILE if text is not None or "json" in file or "parquet" in file]
+    rows = [dict(zip(TRIPLET_COLUMNS, (text, "make it day", text), strict=True)) for text in texts]
+    path = write(tmp_path / file, rows)
+    assert texts_of(read_triplets(path)) == [tuple(row.values()) for row in rows]
+    assert list(Captions(path, column="reference_caption")) == texts
+    if path.suffix in (".jsonl", ".parquet"):  # what we write ourselves
+        write_triplets(rows, tmp_path / f"again{path.suffix}")
+        assert list(read_triplets(tmp_path / f"again{path.suffix}")) == rows
 
 
 class TestDamage:
@@ -146,6 +181,12 @@ class TestDamage:
             ("t.csv", "a,b\n1\n", "line 2 has another number of fields"),
             ("t.parquet", "PAR1 nonsense", "damaged or of another kind"),
             ("t.jsonl", b'{"a": "\xff"}\n', "damaged or of another kind"),
+            ("t.txt", b"a dog\na c\xe4t\n", "damaged or of another kind"),
+            ("t.json", '["a", "b" "c"]', "row 3: no comma before it"),
+            ("t.json", '["a", "b",]', "row 3: Expecting value"),
+            ("t.json", '["a", "b"', "row 2: the array does not end"),
+            ("t.json", '["a"] ["b"]', "something behind the array"),
+            ("t.csv", 'a\n"' + "x" * 200_000 + '"\n', "behind line 1: field larger than field limit"),
         ],
     )
     def test_message(self, file, content, message, tmp_path):
@@ -162,6 +203,108 @@ class TestDamage:
         (tmp_path / "t.docx").write_text("x")
         with pytest.raises(ValueError, match="unknown kind"):
             Rows(tmp_path / "t.docx")
+
+
+class TestStreams:
+    """What is larger than memory goes through a piece at a time."""
+
+    @pytest.fixture
+    def many(self):
+        return [{"caption": f"caption {number}", "n": number} for number in range(3000)]
+
+    @pytest.mark.parametrize("file", ["m.parquet", "m.jsonl", "m.csv"])
+    def test_streamed_data_set(self, file, many, tmp_path):
+        from datasets import load_dataset
+
+        path = write(tmp_path / file, many)
+        kind = {"jsonl": "json"}.get(path.suffix[1:], path.suffix[1:])
+        streamed = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+        wanted = [row["caption"] for row in many]
+        for captions in (Captions(streamed), Captions(streamed, column="caption"), streamed["caption"]):
+            assert list(captions) == wanted == list(captions)  # twice, as a run reads it
+        assert list(Captions(streamed, limit=5)) == wanted[:5]
+
+    def test_folder_of_files(self, many, tmp_path):
+        (tmp_path / "data").mkdir()
+        for number in range(3):
+            write(tmp_path / "data" / f"train-{number}-of-3.parquet", many[number * 1000 : (number + 1) * 1000])
+        assert list(Captions(tmp_path / "data")) == [row["caption"] for row in many]
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(FileNotFoundError, match="`captions` .*empty: .* Give a JSON array"):
+            list(Captions(tmp_path / "empty"))
+
+    def test_run_on_a_stream_is_that_on_a_list(self, tmp_path):
+        from datasets import load_dataset
+
+        captions = ["a dog on the grass", "a red car by a dog", "a dog and a car", "a car on the street"] * 40
+        path = write(tmp_path / "c.jsonl", [{"caption": caption} for caption in captions])
+        streamed = load_dataset("json", data_files=str(path), split="train", streaming=True)
+        options = {"block_size": 50}
+        made = [
+            generate_triplets(RuleGenerator(RuleOptions(min_count=2)), given, tmp_path / f"{number}.jsonl", **options)
+            for number, given in enumerate([captions, Captions(streamed), Captions(path)])
+        ]
+        assert len({one.path.read_bytes() for one in made}) == 1 and made[0].rows > 100
+
+    @pytest.mark.parametrize("file", ["m.json", "m.jsonl", "m.csv", "m.txt", "m.parquet", "m.json.gz"])
+    def test_memory_does_not_grow_with_the_file(self, file, tmp_path, monkeypatch):
+        """Reading the first row and reading all of them takes the same memory, where the file is larger than that."""
+        monkeypatch.setattr("rtd_hf.triplets.rows._READ", 1 << 14)
+        monkeypatch.setattr("rtd_hf.triplets.rows._ROWS_AT_ONCE", 100)
+        rows = [{"caption": f"{number} " + "words " * 30} for number in range(20_000)]  # 4 MB
+        if file.endswith(".txt"):
+            (tmp_path / file).write_text("".join(row["caption"] + "\n" for row in rows))
+        elif file.endswith(".parquet"):
+            parquet.write_table(pa.Table.from_pylist(rows), tmp_path / file, row_group_size=500)
+        else:
+            write(tmp_path / file, rows)
+        number = len(rows)
+        del rows
+        list(Captions(tmp_path / file, limit=10))  # what is imported stays
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in Captions(tmp_path / file)) == number
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize("read", [1, 2, 7, 64])
+    def test_array_cut_anywhere(self, read, tmp_path, monkeypatch):
+        monkeypatch.setattr("rtd_hf.triplets.rows._READ", read)
+        content = [
+            {"caption": 'a "dog" ] , \\ \u00e9\U0001f600', "n": [1, 23.5e3, {"x": None}]},
+            "b",
+            None,
+            {"caption": "c"},
+        ]
+        for indent in (None, 1):
+            (tmp_path / "t.json").write_text(json.dumps(content, indent=indent) + "\n \n")
+            assert list(Rows(tmp_path / "t.json")) == [content[0], {"caption": "b"}, {"caption": None}, content[3]]
+        (tmp_path / "t.json").write_text("[12, 345]")
+        with pytest.raises(ValueError, match="row 1 is a int"):
+            list(Rows(tmp_path / "t.json"))
+        (tmp_path / "t.json").write_text("[ ]")
+        with pytest.raises(ValueError, match="holds no rows"):
+            list(Rows(tmp_path / "t.json"))
+
+    def test_pictures_are_not_decoded(self, tmp_path):
+        from datasets import Dataset, Features, Image, Value, load_dataset
+
+        kinds = Features({"image": Image(), "caption": Value("string"), "raw": Value("binary")})
+        rows = [{"image": {"bytes": b"no picture", "path": None}, "caption": "a dog", "raw": b"\x00"}] * 3
+        data = Dataset.from_list(rows, features=kinds)
+        data.to_parquet(tmp_path / "t.parquet")
+        data.save_to_disk(tmp_path / "saved")
+        streamed = load_dataset("parquet", data_files=str(tmp_path / "t.parquet"), split="train", streaming=True)
+        for source in (data, streamed, tmp_path / "t.parquet", tmp_path / "saved"):
+            assert list(Rows(source)) == [{"caption": "a dog"}] * 3
+            with pytest.raises(ValueError, match="`caption`.*`image`, `raw`: bytes, not read"):
+                list(Captions(source, column="raw"))
+
+    def test_iterator_is_refused(self, many):
+        assert list(Captions(many)) == [row["caption"] for row in many]
+        with pytest.raises(TypeError, match="cannot be an iterator"):
+            Captions(iter(many))
 
 
 class TestCaptions:
@@ -190,8 +333,12 @@ class TestCaptions:
         )
         assert list(Captions(path, column="alt")) == ["a dog", None]
         assert list(Captions(path, column="many")) == ["one", None]
-        with pytest.raises(ValueError, match="has the columns `alt`, `many`, `n`"):
+        with pytest.raises(ValueError, match="`caption_column` is needed: row 0 .* columns `alt`, `many`, `n`"):
             list(Captions(path))
+        with pytest.raises(ValueError, match="`many_` is not there.*Did you mean `many`?"):
+            list(Captions(path, column="many_"))
+        with pytest.raises(ValueError, match="`limit` must be at least 1, got 0"):
+            Captions(path, limit=0)
         with pytest.raises(ValueError, match="must hold texts, but row 0 holds the int 3"):
             list(Captions(path, column="n"))
 

@@ -114,14 +114,27 @@ class TestFilter:
             yield self.row((text, "make it blue", "a blue dog"), rule="x", source="", target="", caption_row=number)
 
         monkeypatch.setattr(RuleGenerator, "triplets_of", same)
-        options, made = RuleOptions(min_count=2), []
-        for block in (1000, 10):
-            path = tmp_path / f"{block}.jsonl"
-            made.append(
-                generate_triplets(RuleGenerator(options), captions, path, filter=TripletFilter(), block_size=block)
+
+        def killed(self, text, number):
+            if number == 45:
+                raise KeyboardInterrupt
+            yield from same(self, text, number)
+
+        def run(name, block):
+            generator = RuleGenerator(RuleOptions(min_count=2))
+            return generate_triplets(
+                generator, captions, tmp_path / name, filter=TripletFilter(), block_size=block, workers=1
             )
-        assert made[0].rows == made[1].rows == 3 and made[0].skipped["duplicate"] == made[1].skipped["duplicate"] == 87
-        assert made[0].path.read_bytes() == made[1].path.read_bytes()
+
+        made = [run(f"{block}.jsonl", block) for block in (1000, 10)]
+        with monkeypatch.context() as patch:
+            patch.setattr(RuleGenerator, "triplets_of", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run("resumed.jsonl", 10)
+        assert len(list((tmp_path / "resumed.jsonl.parts").glob("part-*"))) == 4
+        made.append(run("resumed.jsonl", 10))
+        assert all(one.rows == 3 and one.skipped["duplicate"] == 87 for one in made)
+        assert len({one.path.read_bytes() for one in made}) == 1
 
 
 class TestSeenIds:

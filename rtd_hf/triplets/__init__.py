@@ -8,7 +8,8 @@ from .columns import TRIPLET_COLUMNS, check_texts, check_triplets, resolve_tripl
 from .filters import FilterOptions, TripletFilter
 from .llm import LLMGenerator, LLMOptions
 from .quality import measure_triplets
-from .reading import Captions, Rows, read_triplets
+from .reading import Captions, read_triplets
+from .rows import Rows
 from .rules import RuleGenerator, RuleOptions
 from .writing import generate_triplets, write_triplets
 

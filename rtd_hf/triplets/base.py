@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,7 +59,7 @@ class TripletGenerator(ABC):
         self.seed = seed
         self.skipped: Counter[str] = Counter()
 
-    def prepare(self, captions: Iterable[str | None], *, folder: Path) -> None:  # noqa: B027
+    def prepare(self, captions: Iterable[str | None], *, folder: Path, workers: int = 1) -> None:  # noqa: B027
         """
         Looks at the corpus first, where the generator needs that; by default it does not.
 
@@ -68,6 +68,7 @@ class TripletGenerator(ABC):
             folder (`Path`):
                 Exists, belongs to this run, and is found again when the run is resumed: what was computed can be kept
                 there. It is removed when the output is complete.
+            workers (`int`, *optional*, defaults to 1): Processes it may use. The result must not depend on them.
         """
 
     @abstractmethod
@@ -84,6 +85,29 @@ class TripletGenerator(ABC):
             `dict`: rows with exactly the columns `ROW_COLUMNS`: the three texts and [`PROVENANCE`]. In the order of
             the captions. A caption that gives none is counted in `skipped`, never dropped silently.
         """
+
+    def map_batch(self, captions: Sequence[str | None], numbers: Sequence[int]) -> dict[str, list]:
+        """
+        A batch of captions as `datasets` maps it, in memory or streamed, once `prepare` has seen the corpus:
+
+        ```python
+        >>> dataset.map(
+        ...     generator.map_batch, input_columns="caption", with_indices=True, batched=True,
+        ...     remove_columns=dataset.column_names, num_proc=4,
+        ... )
+        ```
+
+        [`generate_triplets`] makes the same rows, and filters, writes and resumes.
+
+        Args:
+            captions (`Sequence[str | None]`): A batch.
+            numbers (`Sequence[int]`): The place of each in the whole input.
+
+        Returns:
+            `dict[str, list]`: the columns `ROW_COLUMNS`.
+        """
+        rows = list(self.generate(zip(numbers, captions, strict=True)))
+        return {name: [row[name] for row in rows] for name in ROW_COLUMNS}
 
     def row(
         self, texts: tuple[str, str, str], *, rule: str, source: str, target: str, caption_row: int

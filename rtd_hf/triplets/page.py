@@ -1,6 +1,6 @@
 """The quality of triplets as one page of HTML: no script, nothing fetched, every text escaped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -14,18 +14,29 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; color: var(--soft); } p { margin: .2rem 0 .6rem; color: var(--soft); }
-.sides { display: grid; grid-template-columns: repeat(var(--files), minmax(0, 1fr)); gap: 1.5rem; }
+.sides { display: grid; grid-template-columns: repeat(var(--files), minmax(22rem, 1fr)); gap: 1.5rem;
+  overflow-x: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .6rem; }
+.side { min-width: 0; } .file { font-weight: 600; overflow-wrap: anywhere; color: var(--ink); }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+th { text-align: left; color: var(--soft); font-weight: 600; } th.number { text-align: right; white-space: nowrap; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.edit { background: var(--wash); } .scroll { overflow-x: auto; } svg { max-width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } .bad { color: #a3271f; }
+td.edit { background: var(--wash); } td.text { overflow-wrap: anywhere; } .few { max-width: 48rem; }
+.scroll { overflow-x: auto; } svg { display: block; width: 100%; max-width: 30rem; height: auto; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+@media (max-width: 50rem) {
+  body { margin: 1rem auto; } .sides { grid-template-columns: minmax(0, 1fr); }
+  .triplets thead { display: none; } .triplets tr { display: block; border-bottom: 1px solid var(--line); }
+  .triplets td { display: flex; gap: .6rem; border: 0; padding: .1rem .5rem; text-align: left; white-space: normal; }
+  .triplets td::before { content: attr(data-label); flex: 0 0 6.5rem; color: var(--soft); }
+}
 """
 _NAMES = {
     "reference_caption": "reference",
     "conditioning_caption": "conditioning",
     "target_caption": "target",
+    "says_edit": "conditioning text names what goes or comes",
     "names_source": "conditioning text names what goes",
     "names_target": "conditioning text names what comes",
     "source_in_reference": "reference holds what goes",
@@ -35,7 +46,14 @@ _NAMES = {
     "target_concatenation": "target and (reference + conditioning)",
     "target_conditioning": "target and conditioning",
     "moved_as_told": "(target - reference) and conditioning",
+    "change_named": "share of the changed words in the conditioning text",
+    "common_words": "share of words that reference and target have in common",
 }
+_MEANING = (
+    "Shares of all rows. Consistent: by their words, the conditioning text says the edit, the reference holds what "
+    "goes, the target lacks it and holds what comes; paraphrases count as inconsistent. Weighed by use: as many as if "
+    "all were used equally often."
+)
 
 
 def report_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -54,18 +72,16 @@ def report_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     if not reports:
         raise ValueError("`reports` is empty. Give at least one.")
     sections = (
-        ("Overview", "Shares of all rows.", _overview),
         ("Rules", "How many triplets of which kind, and how many of them are consistent.", _rules),
-        ("Lengths", "In words.", _lengths),
+        ("Lengths", "In words; plots end at 40.", _lengths),
         ("Words", "The first word of the conditioning text, and the most frequent words but function words.", _words),
         ("How much stays", "Share of words that reference and target have in common.", _shared),
-        ("Under the frozen encoder", "Cosines of texts drawn at random.", _similarities),
+        ("Under the frozen encoder", "Cosines of the texts of triplets drawn at random.", _similarities),
         ("Faults", "Rows that a filter would leave out, and rows with a benchmark's text.", _faults),
         ("To read", "Drawn at random.", lambda report: _triplets(report["sample"])),
         ("The worst by each measure", "Among the rows drawn at random.", _worst),
     )
-    names = "".join(f"<div><h3>{escape(name)}</h3></div>" for name in reports)
-    body = [f"<h1>Text triplets</h1><div class='sides'>{names}</div>"]
+    body = [f"<h1>Text triplets</h1><h2>Overview</h2><p>{escape(_MEANING)}</p>{_overview(reports)}"]
     for title, note, draw in sections:
         body.append(f"<h2>{escape(title)}</h2><p>{escape(note)}</p>{_sides(reports, draw)}")
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -79,7 +95,9 @@ def report_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _sides(reports: Mapping[str, Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], str]) -> str:
-    return "<div class='sides'>" + "".join(f"<div>{draw(report)}</div>" for report in reports.values()) + "</div>"
+    heads = [f"<div class='file'>{escape(name)}</div>" if len(reports) > 1 else "" for name in reports]
+    sides = (f"<div class='side'>{head}{draw(one)}</div>" for head, one in zip(heads, reports.values(), strict=True))
+    return f"<div class='sides'>{''.join(sides)}</div>"
 
 
 def _name(key: str) -> str:
@@ -91,22 +109,27 @@ def _percent(share: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Numbers to the right; every text is escaped here."""
-    lines = []
-    for row in rows:
-        cells = (
-            f"<td class='number'>{cell:,}</td>"
-            if isinstance(cell, int | float)
-            else f"<td{' class=number' if str(cell).endswith(' %') else ''}>{escape(str(cell))}</td>"
-            for cell in row
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<div class='scroll'><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
+    """Numbers to the right, under their heads; every text is escaped here."""
+    lines = [f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows]
+    kinds = [" class='number'" if rows and _is_number(cell) else "" for cell in (rows[0] if rows else head)]
+    heads = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))
+    return f"<div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
-def _bars(pairs: Sequence[Sequence[Any]], *, label: str) -> str:
-    """A histogram as SVG."""
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) or str(cell).endswith(" %")
+
+
+def _cell(cell: Any) -> str:
+    if isinstance(cell, float):
+        cell = f"{cell:,.3f}" if abs(cell) <= 1 else f"{cell:,.1f}"
+        return f"<td class='number'>{cell}</td>"
+    text = f"{cell:,}" if isinstance(cell, int) else escape(str(cell))
+    return f"<td{' class=number' if _is_number(cell) else ''}>{text}</td>"
+
+
+def _bars(pairs: Sequence[Sequence[Any]], *, label: str, edges: bool = False) -> str:
+    """A histogram as SVG; values are those of the bars, or of their left edges."""
     if not pairs:
         return "<p>nothing</p>"
     width, height, foot = 460, 130, 18
@@ -114,32 +137,50 @@ def _bars(pairs: Sequence[Sequence[Any]], *, label: str) -> str:
     step = width / len(pairs)
     parts = []
     for place, (value, number) in enumerate(pairs):
-        tall = (height - foot - 12) * number / most
+        tall = (height - foot - 16) * number / most
         parts.append(
             f"<rect x='{place * step + 0.5:.1f}' y='{height - foot - tall:.1f}' width='{max(step - 1, 0.5):.1f}' "
             f"height='{tall:.1f}' fill='#3f7fbf'><title>{escape(str(value))}: {number:,}</title></rect>"
         )
-    for place in sorted({0, len(pairs) // 4, len(pairs) // 2, 3 * len(pairs) // 4, len(pairs) - 1}):
-        value = escape(f"{pairs[place][0]:g}")
-        parts.append(f"<text x='{(place + 0.5) * step:.1f}' y='{height - 4}' text-anchor='middle'>{value}</text>")
+    last = len(pairs) if edges else len(pairs) - 1
+    for place in sorted({*(len(pairs) * quarter // 4 for quarter in range(4)), last}):
+        value = pairs[place][0] if place < len(pairs) else 2 * pairs[-1][0] - pairs[-2][0]
+        left = (place + 0.5 * (not edges)) * step
+        parts.append(f"<text x='{left:.1f}' y='{height - 4}' text-anchor='middle'>{escape(f'{value:g}')}</text>")
     return (
         f"<svg viewBox='-8 0 {width + 16} {height}' role='img' aria-label='{escape(label)}'><text x='0' y='10'>"
         f"{escape(label)}, most: {most:,}</text>{''.join(parts)}</svg>"
     )
 
 
-def _overview(report: Mapping[str, Any]) -> str:
-    faulty = sum(report["faults"].values())
-    rows: list[Sequence[Any]] = [
-        ("triplets", report["rows"]),
-        ("with a fault", faulty),
-        ("consistent", _percent(report["consistent"])),
-        *((_name(name), _percent(share)) for name, share in report["shares"].items()),
-        *((f"distinct {_name(name)} texts", _percent(share)) for name, share in report["distinct"].items()),
-        ("distinct word pairs of conditioning texts", _percent(report["distinct_word_pairs"])),
-        *((f"different words in {_name(name)} texts", number) for name, number in report["vocabulary"].items()),
-    ]
-    return _table(("", ""), rows)
+def _overview(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each measure and one column for each file."""
+    columns = [dict(_summary(report)) for report in reports.values()]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    heads = ("", *(reports if len(reports) > 1 else [next(iter(reports))]))
+    rows = [(name, *(column.get(name, "") for column in columns)) for name in names]
+    return f"<div class='{'few' if len(reports) < 3 else 'many'}'>{_table(heads, rows)}</div>"
+
+
+def _summary(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "triplets", report["rows"]
+    yield "with a fault", sum(report["faults"].values())
+    yield "consistent", _percent(report["consistent"])
+    for name in ("change_named", "common_words"):
+        yield _name(name), _percent(report[name])
+    for name, share in report["shares"].items():
+        yield _name(name), _percent(share)
+    for name, share in report["distinct"].items():
+        yield f"distinct {_name(name)} texts", _percent(share)
+    yield "distinct word pairs of conditioning texts", _percent(report["distinct_word_pairs"])
+    yield "kinds of rules, weighed by use", float(report["effective"]["rules"])
+    yield "first words of conditioning texts, weighed by use", float(report["effective"]["openings"])
+    for name, number in report["vocabulary"].items():
+        yield f"different words in {_name(name)} texts", number
+    for name, share in report["words_once"].items():
+        yield f"words used once in {_name(name)} texts", _percent(share)
+    for name, one in report.get("similarity", {}).items():
+        yield f"mean cosine of {_name(name)}", one["mean"]
 
 
 def _rules(report: Mapping[str, Any]) -> str:
@@ -158,7 +199,11 @@ def _lengths(report: Mapping[str, Any]) -> str:
         longest = min(one["max"], 40)
         pairs = [[value, known.get(value, 0)] for value in range(longest + 1)]
         plots.append(_bars(pairs, label=_name(name)))
-    return _table(("", "mean", "median", "90 %", "longest"), rows) + "".join(plots)
+    return _table(("", "mean", "median", "90 %", "longest"), rows) + _plots(plots)
+
+
+def _plots(plots: Sequence[str]) -> str:
+    return f"<div class='plots'>{''.join(plots)}</div>"
 
 
 def _words(report: Mapping[str, Any]) -> str:
@@ -178,8 +223,9 @@ def _similarities(report: Mapping[str, Any]) -> str:
         return "<p>not measured: no encoder was given</p>"
     found = report["similarity"]
     rows = [(_name(name), one["mean"], one["p5"], one["p50"], one["p95"]) for name, one in found.items()]
-    plots = "".join(_bars(one["histogram"], label=_name(name)) for name, one in found.items())
-    return _table((f"{report['encoded']:,} triplets", "mean", "5 %", "median", "95 %"), rows) + plots
+    plots = [_bars(one["histogram"], label=_name(name), edges=True) for name, one in found.items()]
+    encoder = f"<p>{report['encoded']:,} triplets, encoder: {escape(str(report.get('encoder', 'not named')))}</p>"
+    return encoder + _table(("cosine of", "mean", "5 %", "median", "95 %"), rows) + _plots(plots)
 
 
 def _faults(report: Mapping[str, Any]) -> str:
@@ -194,19 +240,30 @@ def _faults(report: Mapping[str, Any]) -> str:
 def _triplets(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "<p>none</p>"
-    valued = any("value" in row for row in rows)
+    names = (
+        "reference",
+        "conditioning",
+        "target",
+        "rule",
+        *(["value"] if any("value" in row for row in rows) else []),
+    )
     lines = []
     for row in rows:
-        texts = [row.get(column) for column in TRIPLET_COLUMNS]
-        cells = [f"<td>{escape(_cut(texts[0]))}</td><td class='edit'>{escape(_cut(texts[1]))}</td>"
-                 f"<td>{escape(_cut(texts[2]))}</td><td>{escape(str(row.get('rule') or ''))}</td>"]  # fmt: skip
-        if valued:
-            cells.append(f"<td class='number'>{escape(str(row.get('value', '')))}</td>")
+        texts = [
+            *(_cut(row.get(column)) for column in TRIPLET_COLUMNS),
+            str(row.get("rule") or ""),
+            row.get("value", ""),
+        ]
+        cells = (
+            f"<td class='{kind}' data-label='{name}'>{escape(str(text))}</td>"
+            for name, kind, text in zip(names, ("text", "text edit", "text", "rule", "number"), texts, strict=False)
+        )
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(
-        f"<th>{name}</th>" for name in ("reference", "conditioning", "target", "rule", *(["value"] * valued))
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        f"<div class='scroll'><table class='triplets'><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
 def _cut(text: Any) -> str:
@@ -221,6 +278,6 @@ def _worst(report: Mapping[str, Any]) -> str:
     parts = []
     for name, rows in report["worst"].items():
         measure, _, end = name.partition(", ")
-        title = f"{_name(measure)}{': ' + end if end else ': not so'}"
+        title = f"{_name(measure)}: {end or 'fails'}"
         parts.append(f"<h3>{escape(title)}</h3>{_triplets(rows)}")
     return "".join(parts)

@@ -1,6 +1,7 @@
 """Triplets on the Hub: one Parquet file and a card that says how they were made."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,25 @@ def build_triplet_card(
     """
     if not license:
         raise ValueError("`license` is missing: the card must state one, that of the captions, such as `cc-by-4.0`.")
-    table = parquet.read_table(path)
-    missing = [name for name in TRIPLET_COLUMNS if name not in table.column_names]
+    names, total, rules, shown = _contents(path)
+    missing = [name for name in TRIPLET_COLUMNS if name not in names]
     if missing:
         raise ValueError(f"{path} holds no text triplets: the column `{missing[0]}` is missing.")
-    size = next((name for bound, name in _SIZES if len(table) < bound), "n>100M")
+    size = next((name for bound, name in _SIZES if total < bound), "n>100M")
     header = [
         f"license: {license}", "language: [en]", "task_categories: [image-to-image, feature-extraction]",
         "tags: [composed-image-retrieval, text-triplets]", f"size_categories: [{size}]",
         "configs:\n  - config_name: default\n    data_files: data/train.parquet",
     ]  # fmt: skip
     lines = ["---", *header, "---", f"# {repo_id.split('/')[-1]}", ""]
-    lines += [f"{len(table):,} text triplets for composed image retrieval, made of the captions of {captions}.", ""]
+    lines += [f"{total:,} text triplets for composed image retrieval, made of the captions of {captions}.", ""]
     lines += ["| Column | What it is |", "|---|---|"]
-    lines += [f"| `{name}` | {_COLUMNS.get(name, '')} |" for name in table.column_names]
-    if "rule" in table.column_names:
-        counts = table.group_by("rule").aggregate([("rule", "count")]).sort_by([("rule_count", "descending")])
+    lines += [f"| `{name}` | {_COLUMNS.get(name, '')} |" for name in names]
+    if rules:
         lines += ["", "| Rule | Triplets |", "|---|---|"]
-        lines += [f"| {row['rule']} | {row['rule_count']:,} |" for row in counts.to_pylist()]
+        lines += [f"| {rule} | {number:,} |" for rule, number in rules.most_common()]
     lines += ["", "| Reference | Conditioning text | Target |", "|---|---|---|"]
-    for row in table.slice(0, _SHOWN).to_pylist():
+    for row in shown:
         lines.append("| " + " | ".join(_cell(row[name]) for name in TRIPLET_COLUMNS) + " |")
     if skipped:
         left_out = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(skipped.items()))
@@ -83,6 +83,16 @@ def build_triplet_card(
     lines += ["", "```python", "from datasets import load_dataset", "",
               f'triplets = load_dataset("{repo_id}", split="train")', "```", ""]  # fmt: skip
     return "\n".join(lines)
+
+
+def _contents(path: str | os.PathLike) -> tuple[list[str], int, Counter[str], list[dict[str, Any]]]:
+    """Columns, number of rows, rows by rule, and the first rows; read in pieces, for the file may be large."""
+    with parquet.ParquetFile(path) as file:
+        names, rules = file.schema_arrow.names, Counter()
+        shown = next((batch.to_pylist() for batch in file.iter_batches(_SHOWN)), [])
+        for batch in file.iter_batches(columns=["rule"]) if "rule" in names else ():
+            rules.update(batch.column(0).to_pylist())
+        return names, file.metadata.num_rows, rules, shown
 
 
 def _cell(text: Any) -> str:

@@ -1,181 +1,17 @@
 """Captions and triplets in the shapes there are: RTD's, InstructPix2Pix's, CompoDiff's, LaSCo's, tables, the Hub."""
 
-import csv
-import gzip
-import json
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from .columns import TRIPLET_COLUMNS, resolve_triplet_columns
+from .rows import Rows
 
 
-CAPTION_COLUMNS = ("caption", "text", "reference_caption", "sentence", "description", "title", "prompt")
-_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
-_LAYOUTS = (
-    "a JSON array or JSON Lines of rows, a CSV, TSV, Parquet or Arrow file, a folder `save_to_disk` wrote, or the Hub "
-    "id of a data set"
-)
-_ROWS_AT_ONCE = 10_000
+CAPTION_COLUMNS = ("caption", "text", "reference_caption", "captions", "sentence", "description", "title", "prompt")
 # LaSCo and LAION-CIR name pictures where triplets want captions.
 _PICTURES = {"query-text": ("query-image", "target-image"), "relative_cap": ("ref_image_id", "tgt_image_id")}
-
-
-class Rows:
-    """
-    Rows of a file, a folder or a data set of the Hub, read as they are asked for, and as often as wanted.
-
-    Args:
-        source (`str` or `os.PathLike`):
-            A file (`.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.txt` with a caption a line; each also
-            with `.gz` behind it, but for the binary ones), a folder written by `save_to_disk`, or a Hub id.
-        split (`str`, *optional*, defaults to `"train"`): Split of a data set of the Hub.
-        argument (`str`, *optional*, defaults to `"source"`): What errors call it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, or no rows are in it; the message says where it breaks.
-    """
-
-    def __init__(self, source: str | os.PathLike, *, split: str = "train", argument: str = "source"):
-        self.source, self.split, self.argument = str(source), split, argument
-        self.path = Path(source)
-        self.suffix = Path(self.path.stem).suffix if self.path.suffix == ".gz" else self.path.suffix
-        looks_like_file = self.suffix in _SUFFIXES or self.source.startswith((".", "/"))
-        if looks_like_file and not self.path.exists():
-            raise FileNotFoundError(f"`{argument}` {source} does not exist. Give {_LAYOUTS}.")
-        if self.path.is_file():
-            if self.path.stat().st_size == 0:
-                raise ValueError(f"`{argument}` {source} is empty. Give {_LAYOUTS}.")
-            if self.suffix not in _SUFFIXES:
-                raise ValueError(f"`{argument}` {source} is of an unknown kind. Give {_LAYOUTS}.")
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        number = 0
-        for row in self._rows():
-            number += 1
-            yield row
-        if not number:
-            raise ValueError(f"`{self.argument}` {self.source} holds no rows.")
-
-    def _rows(self) -> Iterable[dict[str, Any]]:
-        if not self.path.is_file():
-            return self._of_datasets()
-        if self.suffix in (".parquet", ".arrow"):
-            return self._of_arrow()
-        if self.suffix in (".csv", ".tsv"):
-            return self._of_table()
-        return self._of_lines() if self.suffix == ".txt" else self._of_json()
-
-    def _open(self, **options: Any):
-        if self.path.suffix == ".gz":
-            return gzip.open(self.path, "rt", encoding="utf-8-sig", **options)
-        return self.path.open(encoding="utf-8-sig", **options)
-
-    def _damaged(self, what: object) -> ValueError:
-        return ValueError(f"`{self.argument}` {self.source} is damaged or of another kind: {what}.")
-
-    def _of_datasets(self) -> Iterator[dict[str, Any]]:
-        from datasets import load_dataset, load_from_disk
-
-        if self.path.is_dir() and any(self.path.glob("*.json")) and any(self.path.rglob("*.arrow")):
-            rows = load_from_disk(self.source)
-            yield from rows[self.split] if hasattr(rows, "keys") else rows
-        else:
-            yield from load_dataset(self.source, split=self.split, streaming=True)
-
-    def _of_arrow(self) -> Iterator[dict[str, Any]]:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        try:
-            if self.suffix == ".parquet":
-                with parquet.ParquetFile(self.path) as file:
-                    for batch in file.iter_batches(_ROWS_AT_ONCE):
-                        yield from batch.to_pylist()
-            else:
-                with pa.memory_map(self.source) as mapped:
-                    for batch in pa.ipc.open_stream(mapped):
-                        yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(error) from error
-
-    def _of_table(self) -> Iterator[dict[str, Any]]:
-        with self._open(newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if self.suffix == ".tsv" else ",", strict=True)
-            try:
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise self._damaged(f"line {reader.line_num} has another number of fields than the header")
-                    yield row
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise self._damaged(f"line {reader.line_num}: {error}") from error
-
-    def _of_lines(self) -> Iterator[dict[str, Any]]:
-        with self._open() as file:
-            for line in file:
-                yield {"caption": line.rstrip("\n")}
-
-    def _of_json(self) -> Iterator[dict[str, Any]]:
-        with self._open() as file:
-            try:
-                first = file.read(1)
-                while first.isspace():
-                    first = file.read(1)
-                file.seek(0)
-                if first == "[":
-                    yield from self._checked(json.load(file))
-                elif self.suffix == ".jsonl":
-                    yield from self._of_json_lines(file)
-                else:
-                    yield from self._of_object(file)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise self._damaged(error) from error
-
-    def _of_object(self, file: Any) -> Iterator[dict[str, Any]]:
-        """One object a line, or one object that holds the rows."""
-        first, second = file.readline(), file.readline()
-        file.seek(0)
-        try:
-            alone = json.loads(first)
-        except json.JSONDecodeError:
-            alone = None  # an object over several lines
-        if isinstance(alone, dict) and (second.strip() or not any(isinstance(x, list | dict) for x in alone.values())):
-            yield from self._of_json_lines(file)
-        else:
-            yield from self._checked(_rows_of_object(json.load(file)))
-
-    def _of_json_lines(self, file: Any) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise self._damaged(f"line {number}: {error}") from error
-            yield from self._checked([row], first=number)
-
-    def _checked(self, rows: Iterable[Any], *, first: int = 1) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(rows, start=first):
-            if isinstance(row, str) or row is None:
-                row = {"caption": row}
-            if not isinstance(row, dict):
-                raise self._damaged(f"row {number} is a {type(row).__name__}, not an object")
-            yield row
-
-
-def _rows_of_object(content: Mapping[str, Any]) -> Iterable[Any]:
-    """Rows out of COCO's `annotations`, a lone record, a mapping from ids to records, or from columns to lists."""
-    for name in ("annotations", "rows", "data", "triplets", "train"):
-        if isinstance(content.get(name), list):
-            return content[name]
-    values = list(content.values())
-    if values and all(isinstance(value, dict) for value in values):
-        return [{"id": name, **value} for name, value in content.items()]
-    if values and all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
-        return [dict(zip(content, row, strict=True)) for row in zip(*values, strict=True)]
-    return [content]
 
 
 class Captions:
@@ -183,7 +19,7 @@ class Captions:
     Captions of a source, as they stand in it, `None` and blank ones too: a generator counts what it skips.
 
     Args:
-        source (`str` or `os.PathLike`): See [`Rows`]; also COCO's `captions_*.json`.
+        source (`str`, `os.PathLike` or `Iterable[Mapping]`): See [`Rows`]; also COCO's `captions_*.json`.
         column (`str`, *optional*): Column of the captions; one of the usual names by default.
         split (`str`, *optional*, defaults to `"train"`): Split of a data set of the Hub.
         limit (`int`, *optional*): Only the first so many.
@@ -193,8 +29,15 @@ class Captions:
     """
 
     def __init__(
-        self, source: str | os.PathLike, *, column: str | None = None, split: str = "train", limit: int | None = None
+        self,
+        source: str | os.PathLike | Iterable[Mapping],
+        *,
+        column: str | None = None,
+        split: str = "train",
+        limit: int | None = None,
     ):
+        if limit is not None and limit < 1:
+            raise ValueError(f"`limit` must be at least 1, got {limit}.")
         self.rows = Rows(source, split=split, argument="captions")
         self.column, self.limit = column, limit
 
@@ -206,10 +49,7 @@ class Captions:
             if column is None:
                 column = next((name for name in CAPTION_COLUMNS if name in row), None)
             if column is None or column not in row:
-                raise ValueError(
-                    f"`caption_column` {column or 'is missing'}: row {number} of {self.rows.source} has the columns "
-                    f"{', '.join(f'`{name}`' for name in row) or 'none'}. Name the one that holds captions."
-                )
+                raise self._no_column(column, row, number)
             text = row[column]
             # Data sets with several captions a picture keep them in a list; the first one stands for the row.
             if isinstance(text, list):
@@ -221,9 +61,19 @@ class Captions:
                 )
             yield text
 
+    def _no_column(self, column: str | None, row: Mapping[str, Any], number: int) -> ValueError:
+        near = difflib.get_close_matches(column, row, n=1) if column else []
+        bytes_too = f" (`{'`, `'.join(self.rows.left_out)}`: bytes, not read)" if self.rows.left_out else ""
+        wanted = f"`caption_column` `{column}` is not there" if column else "`caption_column` is needed"
+        return ValueError(
+            f"{wanted}: row {number} of {self.rows.source} has the columns "
+            f"{', '.join(f'`{name}`' for name in row) or 'none'}{bytes_too}. "
+            + (f"Did you mean `{near[0]}`?" if near else "Name the one that holds captions.")
+        )
+
 
 def read_triplets(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Iterable[Mapping],
     *,
     columns: Mapping[str, str] | None = None,
     captions: str | os.PathLike | None = None,
@@ -237,7 +87,7 @@ def read_triplets(
     records and LAION-CIR's, which name pictures, with the pictures' captions beside them; or whatever `columns` says.
 
     Args:
-        source (`str` or `os.PathLike`): See [`Rows`].
+        source (`str`, `os.PathLike` or `Iterable[Mapping]`): See [`Rows`].
         columns (`Mapping[str, str]`, *optional*):
             For `reference_caption`, `conditioning_caption` and `target_caption` the column that holds it, where the
             data uses other names.
@@ -253,17 +103,20 @@ def read_triplets(
     """
     found: dict[str, str] | None = None
     known: dict[str, str] | None = None
-    for number, row in enumerate(Rows(source, split=split, argument="triplets")):
+    rows = Rows(source, split=split, argument="triplets")
+    for number, row in enumerate(rows):
         pictures = next((name for name in _PICTURES if name in row), None)
         if pictures and not columns and not ({"reference_caption"} & row.keys()):
             if known is None:
-                known = _captions_by_picture(captions, source)
+                known = _captions_by_picture(captions, rows.source)
             row = _joined(row, pictures, known, number)
         if found is None:
             found = _mapping(row, columns)
         missing = [column for column in found.values() if column not in row]
         if missing:
-            raise ValueError(f"Row {number} of {source} lacks the column `{missing[0]}` that the rows before it have.")
+            raise ValueError(
+                f"Row {number} of {rows.source} lacks the column `{missing[0]}` that the rows before it have."
+            )
         texts = {role: row[column] for role, column in found.items()}
         rest = {name: value for name, value in row.items() if name not in {*found.values(), *texts}}
         yield texts | rest

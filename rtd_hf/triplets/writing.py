@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -16,8 +16,9 @@ import pyarrow.parquet as parquet
 from tqdm.auto import tqdm
 
 from ..files import hash_bytes, whole_file
-from .base import PROVENANCE, ROW_COLUMNS, TripletGenerator
+from .base import PROVENANCE, TripletGenerator
 from .columns import TRIPLET_COLUMNS
+from .processes import mapped
 
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def generate_triplets(
 
     The file depends on captions, options and seed, and neither on `workers` nor on interruptions: finished blocks of
     captions lie in `<output>.parts` until the file is complete, and a run with the same arguments goes on behind them.
-    Memory holds one block, the vocabulary, and 8 bytes a row for finding duplicates.
+    Memory holds one block, for each process the vocabulary, and 8 bytes a row for finding duplicates (about 2 kB a
+    row where near ones are looked for); neither captions nor rows are kept.
 
     Args:
         generator ([`TripletGenerator`]): Makes the triplets.
@@ -100,24 +102,25 @@ def generate_triplets(
         raise ValueError(f"`workers` and `block_size` must be at least 1, got {workers} and {block_size}.")
     output = check_output(output)
     folder = _open_run(output, generator, captions, block_size=block_size, filter=filter)
-    generator.prepare(captions, folder=folder)
+    generator.prepare(captions, folder=folder, workers=workers)
     kept, number, blocks = 0, 0, 0
     skipped: Counter[str] = Counter()
-    for texts in tqdm(_blocks(captions, block_size), desc="Making triplets", unit="block", leave=False):
-        part = folder / f"part-{blocks:06d}.parquet"
-        if part.is_file():
-            table, left_out = _read_part(part)
-            if filter is not None:
-                filter.remember(table.to_pylist())
-        else:
-            rows, left_out = _make(generator, texts, number, workers)
-            if filter is not None:
-                rows, dropped = filter.apply(rows)
-                left_out += dropped
-            table = pa.Table.from_pylist(rows, schema=SCHEMA)
-            _write_part(part, table, left_out)
-        skipped += left_out
-        kept, number, blocks = kept + len(table), number + len(texts), blocks + 1
+    with mapped(partial(_make_batch, generator), workers if generator.parallel else 1) as made:
+        for texts in tqdm(_blocks(captions, block_size), desc="Making triplets", unit="block", leave=False):
+            part = folder / f"part-{blocks:06d}.parquet"
+            if part.is_file():
+                table, left_out = _read_part(part)
+                if filter is not None:
+                    filter.remember(table.to_pylist())
+            else:
+                rows, left_out = _make(generator, texts, number, made)
+                if filter is not None:
+                    rows, dropped = filter.apply(rows)
+                    left_out += dropped
+                table = pa.Table.from_pylist(rows, schema=SCHEMA)
+                _write_part(part, table, left_out)
+            skipped += left_out
+            kept, number, blocks = kept + len(table), number + len(texts), blocks + 1
     if not kept:
         why = ", ".join(f"{reason}: {times}" for reason, times in skipped.most_common()) or "there are none"
         raise ValueError(f"No triplet could be made of {number} captions ({why}).")
@@ -171,45 +174,24 @@ def _blocks(captions: Iterable[str | None], size: int) -> Iterator[list[str | No
 
 
 def _make(
-    generator: TripletGenerator, texts: Sequence[str | None], first: int, workers: int
+    generator: TripletGenerator, texts: Sequence[str | None], first: int, made: Callable[[Iterable], Iterator]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The rows of one block, in order, and the captions without any, counted by reason."""
-    if workers == 1 or not generator.parallel:
-        generator.skipped = Counter()
-        rows = list(generator.generate(enumerate(texts, start=first)))
-        return rows, Counter(generator.skipped)
-    from datasets import Dataset, Features, Value
-
-    kinds = {name: Value("int64" if PROVENANCE.get(name) is int else "string") for name in ROW_COLUMNS}
-    block = Dataset.from_dict({"caption": list(texts), "number": list(range(first, first + len(texts)))})
-    made = block.map(
-        partial(_make_batch, generator),
-        batched=True,
-        batch_size=_BATCH,
-        num_proc=min(workers, max(1, len(texts) // _BATCH)),
-        remove_columns=["caption", "number"],
-        features=Features({**kinds, "skipped": Value("string"), "times": Value("int64")}),
-        keep_in_memory=True,
-        new_fingerprint=hash_bytes(f"{first} {os.getpid()}".encode()),  # or the generator would be hashed each time
-    ).with_format("arrow")[:]
-    left_out: Counter[str] = Counter()
-    for reason, times in zip(made["skipped"].to_pylist(), made["times"].to_pylist(), strict=True):
-        if reason is not None:
-            left_out[reason] += times
-    whole = made.filter(pa.compute.is_null(made["skipped"])).select(list(ROW_COLUMNS))
-    return whole.to_pylist(), left_out
+    size = _BATCH if generator.parallel else len(texts)
+    rows, left_out = [], Counter()
+    for some, skipped in made((first + start, texts[start : start + size]) for start in range(0, len(texts), size)):
+        rows += some
+        left_out += skipped
+    return rows, left_out
 
 
-def _make_batch(generator: TripletGenerator, batch: Mapping[str, list]) -> dict[str, list]:
-    """In a process of its own: rows, and what was skipped as further rows without texts."""
+def _make_batch(
+    generator: TripletGenerator, batch: tuple[int, Sequence[str | None]]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    first, texts = batch
     generator.skipped = Counter()
-    rows = list(generator.generate(zip(batch["number"], batch["caption"], strict=True)))
-    columns = {name: [row[name] for row in rows] for name in ROW_COLUMNS}
-    reasons = list(generator.skipped.items())
-    columns = {name: [*values, *[None] * len(reasons)] for name, values in columns.items()}
-    columns["skipped"] = [*[None] * len(rows), *(reason for reason, _ in reasons)]
-    columns["times"] = [*[None] * len(rows), *(times for _, times in reasons)]
-    return columns
+    rows = list(generator.generate(enumerate(texts, start=first)))
+    return rows, Counter(generator.skipped)
 
 
 def _write_part(path: Path, table: pa.Table, skipped: Counter[str]) -> None:

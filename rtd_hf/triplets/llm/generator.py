@@ -104,7 +104,7 @@ class LLMGenerator(TripletGenerator):
             f"{self.accepted} triplets, {sum(self.skipped.values())} refused or skipped"
         )
 
-    def prepare(self, captions: Iterable[str | None], *, folder: Path) -> None:
+    def prepare(self, captions: Iterable[str | None], *, folder: Path, workers: int = 1) -> None:
         """Counts the captions, and says what asking about them may cost."""
         if self._checkpoint is None:
             # Outside of the folder, which goes when the run is complete: what was paid for stays.

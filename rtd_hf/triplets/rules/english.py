@@ -10,6 +10,7 @@ def _words(text: str) -> frozenset[str]:
 
 # Parts of speech that can be listed; everything else is looked up in the vocabulary of the corpus.
 INDEFINITE = _words("a an")
+ARTICLES = INDEFINITE | {"the"}
 DEFINITE = _words("the this that these those")
 POSSESSIVE = _words("his her its their my your our")
 DETERMINERS = INDEFINITE | DEFINITE | POSSESSIVE | _words("some many several another each every no any all both few")
@@ -28,6 +29,9 @@ GENDERED = _words("he she him her his hers himself herself")
 AUXILIARIES = _words("is are was were be been being has have had do does did can could will would may might should")
 ADVERBS = _words("very not too together also just really so here still almost nearly away back out forward well")
 PARTICIPLES = _words("drawn worn grown driven ridden made built woven frozen broken cut lit strewn")
+# What more than one thing follows, and what one does.
+COUNTING_MANY = frozenset(NUMBERS[1:]) | _words("these those several many few both")
+COUNTING_ONE = INDEFINITE | _words("one this that another each every")
 PLURAL_OF_VERB = {"is": "are", "was": "were", "has": "have"}
 
 COLOURS = tuple("red orange yellow green blue purple pink brown black white gray".split())
@@ -66,6 +70,7 @@ _IRREGULAR = {
     "goose": "geese", "mouse": "mice", "ox": "oxen", "knife": "knives", "leaf": "leaves", "loaf": "loaves",
     "shelf": "shelves", "wife": "wives", "wolf": "wolves", "half": "halves", "calf": "calves", "scarf": "scarves",
     "life": "lives", "thief": "thieves", "potato": "potatoes", "tomato": "tomatoes", "hero": "heroes",
+    "ski": "skis", "taxi": "taxis", "bikini": "bikinis", "kiwi": "kiwis", "tsunami": "tsunamis",
     "mango": "mangoes", "buffalo": "buffaloes", "cactus": "cacti", "zucchini": "zucchini", "policeman": "policemen",
     "fireman": "firemen", "fisherman": "fishermen", "snowman": "snowmen", "businessman": "businessmen",
     "gentleman": "gentlemen", "mailman": "mailmen", "workman": "workmen", "horseman": "horsemen",
@@ -127,6 +132,8 @@ def singular(noun: str) -> str:
 def _singular_word(word: str) -> str:
     if word in _SINGULAR_OF:
         return _SINGULAR_OF[word]
+    if re.fullmatch(r"[^aeiouy]+s", word) and len(word) == 3:  # tvs
+        return word[:-1]
     if word in PLURAL_ONLY or word in _SAME_IN_BOTH or word in _ENDS_IN_S or not word.endswith("s") or len(word) < 4:
         return word
     if re.search(r"(?:ss|us|is)$", word):
@@ -142,6 +149,11 @@ def is_plural(noun: str) -> bool:
     """Whether the last word is a plural form; what is the same in both counts as singular."""
     word = noun.rpartition(" ")[2]
     return word in PLURAL_ONLY or _singular_word(word) != word
+
+
+def is_alike(noun: str) -> bool:
+    """Whether one and many are the same word: `sheep`."""
+    return noun.rpartition(" ")[2] in _SAME_IN_BOTH
 
 
 def can_be_counted(noun: str) -> bool:

@@ -7,17 +7,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ...texts import clean_caption
 from ..base import GENERATORS, TripletGenerator
 from ..faults import text_fault
 from . import noun_edits, other_edits
+from .counting import count_corpus
 from .neighbours import corpus_embeddings, embed_keywords, similar_keywords
 from .noun_edits import Edit
 from .phrases import Caption
-from .vocabulary import Counts, Encoder, Vocabulary, company_of, count_captions, keywords_of, letters_of
+from .vocabulary import Encoder, Vocabulary, company_of, keywords_of, letters_of
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +38,6 @@ RULES: dict[str, tuple[Callable[..., Edit | None], float]] = {
 # What an edit is called where source and target are swapped.
 _SWAPPED = {"add": "remove", "remove": "add"}
 _NOUN_RULES = ("replace", "change", "become")
-_TAGGED_AT_ONCE = 2000
 _MARGIN = 6  # attempts for each triplet that is wanted
 
 
@@ -46,7 +45,7 @@ _MARGIN = 6  # attempts for each triplet that is wanted
 class RuleOptions:
     """Options of the rule-based generator."""
 
-    triplets_per_caption: int = field(default=4, metadata={"help": "The most triplets made of one caption."})
+    triplets_per_caption: int = field(default=5, metadata={"help": "The most triplets made of one caption."})
     weights: str = field(
         default="{}",
         metadata={"help": f"How often each rule is tried, such as `{{style: 0}}`; rules: {', '.join(RULES)}."},
@@ -70,6 +69,13 @@ class RuleOptions:
     quantiles: bool = field(
         default=False,
         metadata={"help": "The bounds are quantiles of a noun's similarities to all others, such as 0.97 and 0.998."},
+    )
+    quantile_sample: int = field(
+        default=0,
+        metadata={
+            "help": "Quantiles are estimated from so many nouns drawn at random, such as 20000; 0: exact, from all, "
+            "which takes long for hundreds of thousands of nouns."
+        },
     )
     neighbours: int = field(default=32, metadata={"help": "Replacements kept for each noun, drawn from the band."})
     occurrences: str = field(default="all", metadata={"help": "`all`: a noun is replaced everywhere; or `first`."})
@@ -101,6 +107,8 @@ class RuleOptions:
         for name in ("triplets_per_caption", "min_count", "neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.quantile_sample < 0 or self.quantile_sample == 1:
+            raise ValueError(f"`quantile_sample` must be 0, for all, or at least 2, got {self.quantile_sample}.")
 
     def band(self, *, by_corpus: bool) -> tuple[tuple[float, float], bool]:
         """The similarity band, and whether it is in quantiles."""
@@ -158,13 +166,14 @@ class RuleGenerator(TripletGenerator):
             self._vocabulary = _load(str(self.folder))
         return self._vocabulary
 
-    def prepare(self, captions: Iterable[str | None], *, folder: Path) -> None:
+    def prepare(self, captions: Iterable[str | None], *, folder: Path, workers: int = 1) -> None:
         """
         Makes the vocabulary, or finds the one that an earlier, interrupted run made.
 
         Args:
             captions (`Iterable[str | None]`): All captions. Unfit ones are passed over; `generate` counts them.
             folder (`Path`): Where the vocabulary is kept.
+            workers (`int`, *optional*, defaults to 1): Processes that tag; the vocabulary is the same.
 
         Raises:
             ValueError: the captions hold no noun that could be exchanged; the message says how many were looked at.
@@ -175,8 +184,8 @@ class RuleGenerator(TripletGenerator):
         _load.cache_clear()
         if Vocabulary.is_in(self.folder):
             return
-        counts = self._count(captions)
         options = self.options
+        counts = count_corpus(captions, tagger=options.tagger, most=options.tagged_captions, workers=workers)
         keywords = keywords_of(counts, min_count=options.min_count, max_keywords=options.max_keywords)
         if not keywords:
             raise ValueError(
@@ -193,6 +202,7 @@ class RuleGenerator(TripletGenerator):
             number=options.neighbours,
             seed=self.seed,
             device=options.device,
+            sample=options.quantile_sample,
         )
         alone = int((neighbours < 0).all(1).sum())
         logger.info(f"{len(keywords)} keywords of {counts.captions} captions; {alone} have no replacement in {band}.")
@@ -204,24 +214,6 @@ class RuleGenerator(TripletGenerator):
             )
         company = company_of(counts, keywords)
         Vocabulary(keywords, neighbours, letters=letters_of(counts), company=company).save(self.folder)
-
-    def _count(self, captions: Iterable[str | None]) -> Counts:
-        counts, batch = Counts(), []
-        with tqdm(desc="Tagging captions", unit="caption", leave=False) as bar:
-            for caption in captions:
-                if text_fault(caption) is None:
-                    batch.append(clean_caption(caption))
-                most = self.options.tagged_captions
-                full = most and counts.captions + len(batch) >= most
-                if len(batch) == _TAGGED_AT_ONCE or full:
-                    counts.add(count_captions(batch, tagger=self.options.tagger))
-                    bar.update(len(batch))
-                    batch = []
-                if full:
-                    break
-            if batch:
-                counts.add(count_captions(batch, tagger=self.options.tagger))
-        return counts
 
     def generate(self, captions: Iterable[tuple[int, str | None]]) -> Iterator[dict[str, Any]]:
         """Triplets of captions; see [`TripletGenerator`]. Captions without any are counted in `skipped`."""

@@ -5,19 +5,23 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import templates
-from .categories import NO_THINGS, category, head
-from .english import ATTRIBUTES as ATTRIBUTE_WORDS
+from .categories import NO_THINGS, PLACES, can_follow, category, head, means_the_same
 from .english import (
+    ARTICLES,
     COLOURS,
+    DEFINITE,
     GENDERED,
     MATERIAL_WORDS,
     PEOPLE,
+    POSSESSIVE,
     article,
+    is_participle,
     is_plural,
     plural,
     singular,
     with_article,
 )
+from .english import ATTRIBUTES as ATTRIBUTE_WORDS
 from .phrases import Caption, Phrase
 from .vocabulary import Keyword, Vocabulary
 
@@ -34,6 +38,7 @@ class Edit(NamedTuple):
 
 _REFERRING = GENDERED | frozenset("it its itself they them their theirs themselves".split())
 _MOST_WORDS_TO_ADD_TO = 25
+_HALVES = frozenset({"decker", "league", "screen", "panel", "woman", "ben"})
 
 
 def agreeing(noun: str, name: str) -> dict[str, str]:
@@ -66,9 +71,14 @@ def may_change(caption: Caption, phrase: Phrase) -> bool:
     return phrase is not caption.phrases[0] and phrase.lemma.rpartition(" ")[2] not in PEOPLE
 
 
-def fits(other: Keyword, phrase: Phrase, keyword: Keyword) -> bool:
-    """Whether a noun can stand where another stands: its like, with its article, in its number."""
-    if category(other.noun) != category(keyword.noun) or head(other.noun) in NO_THINGS:
+def fits(other: Keyword, phrase: Phrase, keyword: Keyword, *, before: str = "") -> bool:
+    """Whether a noun can stand where another stands, behind the words before it: its like, with its article, in its
+    number, and saying something else."""
+    kind = category(keyword.noun)
+    if category(other.noun) != kind or head(other.noun) in NO_THINGS or means_the_same(other.noun, keyword.noun):
+        return False
+    # "league player" and "decker bus" are halves of names.
+    if other.noun.split()[0] in _HALVES or not can_follow(before, other.noun):
         return False
     if phrase.plural or phrase.determiner in ("a", "an", "one", "another", "each", "every"):
         return other.countable
@@ -80,18 +90,27 @@ def replacement(caption: Caption, vocabulary: Vocabulary, rng: random.Random) ->
     choices = []
     for phrase in caption.phrases:
         keyword = vocabulary.find(phrase.noun)
-        # "without bread", "made of wood" and "full of sand" say something else with another noun.
-        if phrase.determiner in ("all", "both", "no", "any") or head(phrase.lemma) in NO_THINGS:
+        # "without bread" and "another man" say something else with another noun.
+        if phrase.determiner in ("all", "both", "no", "any", "another") or head(phrase.lemma) in NO_THINGS:
+            continue
+        # "a hand written sign", "a cutting board": what describes it does not describe others.
+        before = caption.words[phrase.start - 1] if phrase.start and not phrase.determiner else ""
+        if is_participle(before) or (before.endswith("ing") and caption.kind_at(phrase.start - 2) in "DJ#"):
+            continue
+        # "a herd of zebra", "looking out to sea": not every noun can do without an article where others have theirs.
+        alone = phrase.start and not phrase.determiner and not phrase.plural and keyword and keyword.countable
+        if alone and (before == "of" or not caption.vocabulary.isdisjoint(ARTICLES)):
             continue
         if keyword and may_change(caption, phrase):
             choices.append((phrase, keyword))
     if not choices:
         return None
     phrase, keyword = rng.choice(choices)
+    before = " ".join(caption.words[max(0, phrase.start - 2) : phrase.start])
     others = [
         other
         for other in vocabulary.replacements(keyword)
-        if fits(other, phrase, keyword) and caption.lemmas.isdisjoint(other.noun.split())
+        if fits(other, phrase, keyword, before=before) and caption.lemmas.isdisjoint(other.noun.split())
     ]
     return (phrase, rng.choice(others)) if others else None
 
@@ -106,6 +125,11 @@ def replace_noun(
         return None
     phrase, other = found
     places = places if all_of_them else [phrase]
+    # "a person past some people", "a dog beside another dog": one text asks for one of them.
+    if any(place.plural != phrase.plural for place in places) or any(
+        place.determiner and place.determiner not in DEFINITE | POSSESSIVE for place in places[1:]
+    ):
+        return None
     changes = []
     for place in places:
         new = plural(other.noun) if place.plural else other.noun
@@ -119,6 +143,8 @@ def replace_noun(
     choices = templates.REPLACE if wording == "replace" else getattr(templates, wording.upper())
     if wording == "replace" and rng.random() < 0.15:
         choices = templates.UNNAMED
+    if is_plural(target):
+        choices = [one for one in choices if one != "make it {t}"]
     wanted = _with_article_if(target, countable=_is_countable(target, vocabulary, other))
     slots = {**agreeing(source, "s"), **agreeing(target, "t")}
     return Edit(reference, filled(rng.choice(choices), s=source, t=wanted, **slots), edited, source, target)
@@ -165,8 +191,10 @@ def add_object(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *, 
 
 def can_be_put(noun: str, caption: Caption) -> bool:
     """Whether a noun is a thing that can stand somewhere, and the caption does not hold it yet."""
-    fixed = category(noun) in ("place", "building part", "worn") or head(noun) in NO_THINGS
-    return not fixed and caption.lemmas.isdisjoint(noun.split())
+    fixed = category(noun) in {*PLACES, "building part", "surface", "worn"} or head(noun) in NO_THINGS
+    if fixed or noun.split()[0] in _HALVES or not caption.lemmas.isdisjoint(noun.split()):
+        return False
+    return not any(means_the_same(noun, lemma) for lemma in caption.lemmas)
 
 
 def can_be_appended_to(caption: Caption) -> bool:

@@ -3,7 +3,7 @@
 import random
 
 from . import templates
-from .categories import NO_THINGS, category, head
+from .categories import NO_THINGS, PLACES, category, head
 from .english import (
     COLOUR_WORDS,
     COLOURS,
@@ -37,7 +37,11 @@ def change_count(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *
         # "in a field", "of a house": there is but one.
         where = phrase.start and caption.words[phrase.start - 1] not in ("with", "and") and (
             caption.kinds[phrase.start - 1] != "V")  # fmt: skip
-        if where or category(phrase.lemma) in ("place", "worn") or head(phrase.lemma) in NO_THINGS:
+        if where or category(phrase.lemma) in {*PLACES, "worn"} or head(phrase.lemma) in NO_THINGS:
+            continue
+        # "a horse and rider": they share the article.
+        shared = caption.words[phrase.end : phrase.end + 1] in (["and"], ["or"], [","], ["&"])
+        if shared and caption.kind_at(phrase.end + 1) not in "D#":
             continue
         if keyword and keyword.countable and once_more(caption, phrase) == [phrase] and not caption.vocabulary & {
             "each", "other", "another", "together", "both", "between"}:  # fmt: skip
@@ -100,9 +104,18 @@ def change_attribute(caption: Caption, vocabulary: Vocabulary, rng: random.Rando
     usable = [
         phrase
         for phrase in caption.phrases
-        if phrase.determiner not in ("no", "any") and once_more(caption, phrase) == [phrase]
+        if phrase.determiner not in ("no", "any")
+        and once_more(caption, phrase) == [phrase]
+        # "a white refrigerator stove oven" may be several things.
+        and (" " not in phrase.noun or vocabulary.find(phrase.noun))
     ]
-    named = [(phrase, word) for phrase in usable for word in phrase.modifiers if _alternatives(word, phrase)]
+    named = [
+        (phrase, word)
+        for phrase in usable
+        for word in phrase.modifiers
+        if _alternatives(word, phrase, vocabulary)
+        and not caption.is_name(caption.words.index(word, phrase.start, phrase.nouns))
+    ]
     bare = [
         phrase for phrase in usable if not phrase.modifiers and phrase.determiner and _can_have(phrase, vocabulary)
     ]
@@ -111,7 +124,7 @@ def change_attribute(caption: Caption, vocabulary: Vocabulary, rng: random.Rando
     if bare and (not named or rng.random() < 0.3):
         return _new_attribute(caption, rng.choice(bare), vocabulary, rng)
     phrase, old = rng.choice(named)
-    kind, others = _alternatives(old, phrase)
+    kind, others = _alternatives(old, phrase, vocabulary)
     new = rng.choice(others)
     place = caption.words.index(old, phrase.start, phrase.nouns)
     reference, edited = caption.text, caption.edited([(place, place + 1, new)])
@@ -127,8 +140,14 @@ def change_attribute(caption: Caption, vocabulary: Vocabulary, rng: random.Rando
     return Edit(reference, text, edited, f"{old} {noun}", f"{new} {noun}")
 
 
-def _alternatives(word: str, phrase: Phrase) -> tuple[str, list[str]] | None:
-    """What kind of attribute a word is, and others of its kind."""
+def _alternatives(word: str, phrase: Phrase, vocabulary: Vocabulary) -> tuple[str, list[str]] | None:
+    """What kind of attribute a word is, and others of its kind that the corpus knows; `None` if there are none."""
+    kind, others = _kind_and_others(word, phrase)
+    others = [other for other in others if vocabulary.knows(other)]
+    return (kind, others) if others else None
+
+
+def _kind_and_others(word: str, phrase: Phrase) -> tuple[str, list[str]]:
     kinds = sum(any(modifier in one for modifier in phrase.modifiers) for one in (COLOUR_WORDS, MATERIAL_WORDS))
     if word in COLOUR_WORDS and sum(modifier in COLOUR_WORDS for modifier in phrase.modifiers) == 1:
         same = {word, "grey" if word == "gray" else "gray" if word == "grey" else word}
@@ -145,7 +164,7 @@ def _alternatives(word: str, phrase: Phrase) -> tuple[str, list[str]] | None:
         small = {"small", "tiny", "little"}
         return "size", [other for other in group if other != word and (len(group) == 2 or (other in small) != (
             word in small))]  # fmt: skip
-    return None
+    return "", []
 
 
 def _can_have(phrase: Phrase, vocabulary: Vocabulary) -> bool:
@@ -155,10 +174,15 @@ def _can_have(phrase: Phrase, vocabulary: Vocabulary) -> bool:
     return keyword is not None and keyword.countable and (keyword.coloured or keyword.sized)
 
 
-def _new_attribute(caption: Caption, phrase: Phrase, vocabulary: Vocabulary, rng: random.Random) -> Edit:
+def _new_attribute(caption: Caption, phrase: Phrase, vocabulary: Vocabulary, rng: random.Random) -> Edit | None:
     keyword = vocabulary.find(phrase.noun)
+    sizes = caption.vocabulary & SIZE_WORDS
     kinds = [("color", COLOURS)] if keyword.coloured else []
-    kinds += [("size", ("tiny", "huge", "large", "small"))] if keyword.sized else []
+    # "two large dogs, one big, the other small" would contradict itself.
+    kinds += [("size", ("tiny", "huge", "large", "small"))] if keyword.sized and not sizes else []
+    kinds = [(kind, known) for kind, values in kinds if (known := [one for one in values if vocabulary.knows(one)])]
+    if not kinds:
+        return None
     kind, values = rng.choice(kinds)
     new = rng.choice(values)
     edited = caption.edited([(phrase.nouns, phrase.end, f"{new} {caption.words[phrase.nouns]}" + "".join(
@@ -173,7 +197,7 @@ def _new_attribute(caption: Caption, phrase: Phrase, vocabulary: Vocabulary, rng
 def move_elsewhere(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *, swap: bool) -> Edit | None:
     """Another place at the end of the caption, or a place where none is named."""
     joint, place = rng.choice(templates.PLACES)
-    if not caption.lemmas.isdisjoint(set(place.split()) - {"a", "an", "the"}):
+    if not vocabulary.knows(place) or not caption.lemmas.isdisjoint(set(place.split()) - {"a", "an", "the"}):
         return None
     there = f"{joint} {place}"
     last = next((phrase for phrase in caption.phrases if phrase.end == caption.end), None)
@@ -192,12 +216,23 @@ def move_elsewhere(caption: Caption, vocabulary: Vocabulary, rng: random.Random,
         if swap:
             reference, edited = edited, reference
             there, was_at, place, was = was_at, there, was, place
-        text = filled(rng.choice(templates.MOVE), at=there, was_at=was_at, place=place, old=was)
+        text = filled(rng.choice(_told(templates.MOVE, place, was)), at=there, was_at=was_at, place=place, old=was)
         return Edit(reference, text, edited, was, place)
     if not can_be_appended_to(caption) or caption.vocabulary & (_NO_PLACE | templates.PLACE_NOUNS | {"on"}):
         return None
-    text = filled(rng.choice(templates.NEW_PLACE), at=there, place=place)
+    if any(category(lemma) in PLACES for lemma in caption.lemmas):
+        return None
+    # "has yellow feathers on a rooftop": the place would be that of the feathers.
+    if not caption.vocabulary.isdisjoint(("has", "have", "had")):
+        return None
+    text = filled(rng.choice(_told(templates.NEW_PLACE, place)), at=there, place=place)
     return Edit(caption.text, text, caption.appended(there), "", place)
+
+
+def _told(choices: tuple[str, ...], *places: str) -> list[str]:
+    """The templates that go with the places: one is in the snow and in the rain, but these are no locations."""
+    weather = any(place.split()[-1] in ("snow", "rain") for place in places)
+    return [one for one in choices if not (weather and ("{place}" in one or "{old}" in one))]
 
 
 def change_style(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *, swap: bool) -> Edit | None:
@@ -216,9 +251,10 @@ def change_style(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *
     else:
         edited = caption.appended(f", {tail}")
     if swap:
-        text = rng.choice(("make it a photo instead of {style}", "a photo rather than {style}",
-                           "change it from {style} to a photo"))  # fmt: skip
-        return Edit(edited, text.format(style=style), caption.text, style, "photo")
+        photo = "a color photo" if style.startswith("a black") else "a photo"
+        text = rng.choice(("make it {photo} instead of {style}", "{photo} rather than {style}",
+                           "change it from {style} to {photo}"))  # fmt: skip
+        return Edit(edited, text.format(style=style, photo=photo), caption.text, style, "photo")
     return Edit(caption.text, filled(rng.choice(templates.STYLE), style=style), edited, "", style)
 
 
@@ -288,7 +324,7 @@ def _nothing_of(caption: Caption, vocabulary: Vocabulary, rng: random.Random, *,
     known = [phrase.lemma for phrase in caption.phrases if phrase.lemma in vocabulary.company]
     beside = vocabulary.company[rng.choice(known)] if known else []
     # "a man on a beach with no guys around" would contradict itself.
-    alive = any(category(phrase.lemma) == "animate" for phrase in caption.phrases)
+    alive = any(category(lemma) == "animate" for lemma in caption.lemmas)
     beside = [noun for noun in beside if can_be_put(noun, caption) and not (alive and category(noun) == "animate")]
     if not beside:
         return None

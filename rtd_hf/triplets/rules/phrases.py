@@ -11,6 +11,8 @@ from .english import (
     ATTRIBUTES,
     AUXILIARIES,
     CONJUNCTIONS,
+    COUNTING_MANY,
+    COUNTING_ONE,
     DETERMINERS,
     INDEFINITE,
     NUMBERS,
@@ -19,6 +21,7 @@ from .english import (
     RELATIONAL,
     article,
     capitalised_like,
+    is_alike,
     is_participle,
     is_plural,
     singular,
@@ -27,6 +30,7 @@ from .english import (
 
 _MARK = re.compile(r"\s+([.,!?])")  # with a blank before it
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
+_QUOTES = frozenset('"“”„«»')
 # Parts of speech as one letter each: determiner, number, preposition, conjunction, pronoun, auxiliary, adverb.
 _CLOSED: dict[str, str] = {}
 for _letter, _words in (
@@ -35,6 +39,9 @@ for _letter, _words in (
 ):  # fmt: skip
     _CLOSED |= dict.fromkeys(_words, _letter)
 # What may stand before and behind a noun phrase without being a part of it.
+# Names of two words, the first of which looks like an adjective, by the second one.
+_NAMES = {"decker": ("double", "triple"), "league": ("little", "major", "minor"), "screen": ("flat", "big", "wide")}
+_NAMES |= {"panel": ("flat",), "ben": ("big",), "dog": ("hot",), "dogs": ("hot",)}
 _BEFORE, _BEHIND = frozenset("D#PCVA.B"), frozenset("PCVA.BDR")
 
 
@@ -76,6 +83,9 @@ class Caption:
         self.words = [match.group().lower() for match in matches]
         self.spans = [match.span() for match in matches]
         self.kinds = [_kind(word, letters) for word in self.words]
+        # What is quoted is written there, not seen.
+        for start, end in _quoted(self.words):
+            self.kinds[start:end] = "X" * len(self.kinds[start:end])
         self.phrases = list(self._find_phrases())
 
     def __len__(self) -> int:
@@ -114,6 +124,10 @@ class Caption:
     def is_simple(self) -> bool:
         """Whether it is one statement: no marks but a comma-less end, no quotes, nothing in brackets."""
         return all(kind != "." for kind in self.kinds[: self.end]) and self.end > 1
+
+    def is_name(self, place: int) -> bool:
+        """Whether a word inside a caption has a capital: that of a name."""
+        return place > 0 and not self.text.isupper() and self.text[self.spans[place][0]].isupper()
 
     def kind_at(self, place: int) -> str:
         """The letter of a word; `.` outside the caption."""
@@ -175,14 +189,25 @@ class Caption:
         start = nouns
         while start and self.kinds[start - 1] == "J":
             start -= 1
+        if nouns > start and self.words[nouns - 1] in _NAMES.get(self.words[nouns], ()):
+            nouns -= 1
         modifiers = tuple(self.words[start:nouns])
         if self.kind_at(start - 1) not in _BEFORE or self.kind_at(end) not in _BEHIND:
             return None
-        # "a snow covered slope": the noun describes another.
+        # "a doughnut like pastry" and "a snow covered slope": the noun describes another.
+        if self.kind_at(end + 1) in "NJ" and self.words[end] == "like":
+            return None
         if self.kind_at(end) == "V" and is_participle(self.words[end]) and self.kind_at(end + 1) in "NJ":
             return None
         # "a black and white cat": the colour before `and` belongs to it too.
-        if start < nouns and start > 1 and self.words[start - 1] in ("and", "or") and self.kinds[start - 2] == "J":
+        joint = self.words[start - 1] if start < nouns and start > 1 else ""
+        if joint in ("and", "or", "&", "/") and self.kinds[start - 2] == "J":
+            return None
+        # "a very cute cat": the adverb would be left over.
+        if start < nouns and self.kind_at(start - 1) == "B":
+            return None
+        # "an over ripe banana" is no place.
+        if self.kind_at(start - 1) == "P" and self.kind_at(start - 2) == "D":
             return None
         if any(word in RELATIONAL for word in self.words[nouns:end]) or end - nouns > 3:
             return None
@@ -193,7 +218,17 @@ class Caption:
             if self.kind_at(start - 1) in "D#":  # "all the dogs", "his two dogs"
                 return None
         noun = " ".join(self.words[nouns:end])
-        return Phrase(start, nouns, end, determiner, noun, is_plural(noun), modifiers)
+        many = is_plural(noun)
+        # "six stove", "these man", "a shoes": what is wrong already is not made worse. "Two sheep" are right.
+        if not is_alike(noun) and determiner in (COUNTING_ONE if many else COUNTING_MANY):
+            return None
+        return Phrase(start, nouns, end, determiner, noun, many, modifiers)
+
+
+def _quoted(words: list[str]) -> Iterable[tuple[int, int]]:
+    """Where quotes start and end, their marks included."""
+    marks = [place for place, word in enumerate(words) if word in _QUOTES]
+    return ((start, end + 1) for start, end in zip(marks[::2], [*marks[1::2], len(words)], strict=False))
 
 
 def _kind(word: str, letters: Mapping[str, str]) -> str:

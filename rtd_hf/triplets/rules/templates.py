@@ -26,9 +26,9 @@ CHANGE = (
     "turn the {s} into {t}",
     "convert the {s} into {t}",
     "transform the {s} into {t}",
-    "alter the {s} to {t}",
+    "alter the {s} to be {t}",
     "edit the {s} to be {t}",
-    "modify the {s} to show {t}",
+    "have the {s} changed to {t}",
 )
 BECOME = (
     "the {s} {has_s} become {t}",

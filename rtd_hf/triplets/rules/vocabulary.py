@@ -32,6 +32,7 @@ from .english import (
 
 _FILE = "vocabulary.json"
 _MOST_WORDS = 3  # of a compound noun
+_SHORTEST_MISSPELLED, _MISSPELLED = 6, 50  # letters; how much more frequent the right spelling is
 _SURE = 0.9  # share of a word's uses that must agree on its part of speech
 _NOUN, _ADJECTIVE, _VERB, _OTHER = "N", "J", "V", "X"
 _LETTERS = {"NOUN": _NOUN, "PROPN": _NOUN, "ADJ": _ADJECTIVE, "VERB": _VERB}
@@ -76,7 +77,7 @@ def count_captions(captions: Sequence[str], *, tagger: str = "auto") -> Counts:
         `Counts`.
     """
     counts = Counts(captions=len(captions))
-    for words in tag(captions, tagger=tagger):
+    for words in tag(captions, tagger=tagger, remember=False):
         counts.tags.update((word, _LETTERS.get(kind, _OTHER)) for word, kind in words)
         place, found = 0, []
         while place < len(words):
@@ -127,7 +128,8 @@ def keywords_of(counts: Counts, *, min_count: int, max_keywords: int | None = No
     The nouns that are frequent and unambiguous enough to be exchanged.
 
     A compound noun is one keyword. Words that taggers take for nouns in less than nine of ten uses, words that place
-    or count others ("front", "group"), and nouns that are never used with an article nor clearly without are left out.
+    or count others ("front", "group"), nouns that are never used with an article nor clearly without, and misspelled
+    ones are left out.
 
     Args:
         counts (`Counts`): Of the corpus.
@@ -156,7 +158,28 @@ def keywords_of(counts: Counts, *, min_count: int, max_keywords: int | None = No
         if countable or mass or is_plural(name):
             often = max(2, 0.01 * number)
             found.append(Keyword(name, number, countable, mass, uses["colour"] >= often, uses["size"] >= often))
+    found = _without_misspelled(found)
     return sorted(found, key=lambda keyword: (-keyword.count, keyword.noun))[:max_keywords]
+
+
+def _without_misspelled(keywords: list[Keyword]) -> list[Keyword]:
+    """The keywords but for those that lack or repeat a letter of one fifty times as frequent: `frisbe`."""
+    counts = {keyword.noun: keyword.count for keyword in keywords}
+    shorter: dict[str, int] = {}  # word without one of its letters -> the most frequent such word's count
+    for noun, count in counts.items():
+        for one in _without_a_letter(noun):
+            shorter[one] = max(count, shorter.get(one, 0))
+    return [
+        keyword
+        for keyword in keywords
+        if len(keyword.noun) < _SHORTEST_MISSPELLED
+        or max(shorter.get(keyword.noun, 0), *(counts.get(one, 0) for one in _without_a_letter(keyword.noun)))
+        < _MISSPELLED * keyword.count
+    ]
+
+
+def _without_a_letter(noun: str) -> set[str]:
+    return {noun[:place] + noun[place + 1 :] for place in range(len(noun))}
 
 
 def letters_of(counts: Counts) -> dict[str, str]:
@@ -207,6 +230,10 @@ class Vocabulary:
         if number is None:
             number = self.number_of.get(singular(noun))
         return None if number is None else self.keywords[number]
+
+    def knows(self, text: str) -> bool:
+        """Whether the corpus holds every word of a text."""
+        return all(word in self.letters for word in text.split())
 
     def replacements(self, keyword: Keyword) -> list[Keyword]:
         """The keywords that may stand for one."""
