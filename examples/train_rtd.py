@@ -14,25 +14,25 @@ package. `--config recipe.yaml` reads another recipe (see `examples/recipes`); a
 # ci: --help
 
 import json
-import platform
 import shutil
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from utils.arguments import checkpoint_to_resume, one_screen_errors, parse, wants_help
+from utils.arguments import checkpoint_to_resume, given_names, one_screen_errors, parse, wants_help
 from utils.parts import ModelArguments, load_parts, load_triplets
+from utils.resolved import portable, resolved_recipe
+from utils.specs import preservation_of
 
 
-HERE = Path(__file__).parent
+SHAPES = Path(__file__).parent / "recipes" / "shapes.yaml"
 
 
 @dataclass
 class ScriptArguments:
-    config: str = field(
-        default=str(HERE / "recipes" / "shapes.yaml"), metadata={"help": "YAML recipe; other arguments override it."}
-    )
+    config: str = field(default=str(SHAPES), metadata={"help": "YAML recipe; other arguments override it."})
     clip_model: str = field(
         default="shapes",
         metadata={"help": "Folder or Hub id of the CLIP; `shapes`: the small one that ships with us."},
@@ -74,7 +74,23 @@ class ScriptArguments:
     validation_benchmark: str | None = field(
         default=None, metadata={"help": "Benchmark measured during the training, on queries of its own (seed 1)."}
     )
+    preservation: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Plain retrieval before and after the training: `shapes[,num_images=500]` or "
+            "`coco=captions_val2017.json,images=val2017[,num_images=1000]`, several in a row."
+        },
+    )
     license: str = field(default="", metadata={"help": "Licence of the result, such as `mit`; required for the card."})
+    base_model: str = field(
+        default="",
+        metadata={"help": "Hub id of the CLIP where `--clip_model` is a folder, for the card and for who loads it."},
+    )
+    base_revision: str = field(default="", metadata={"help": "Its revision; by default the one that was loaded."})
+    benchmark_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Benchmarks that are data sets on the Hub, as `cirr=org/name`, for `.eval_results`."},
+    )
 
 
 def anchors_folder(script: ScriptArguments, output_dir: str) -> Path:
@@ -84,29 +100,48 @@ def anchors_folder(script: ScriptArguments, output_dir: str) -> Path:
     return Path(f"{script.triplets}.anchors") if Path(script.triplets).is_file() else Path(output_dir) / "anchors"
 
 
+def base_of(script: ScriptArguments) -> str | None:
+    """The Hub id of the CLIP, `shapes`, or none where it is a folder and nobody says whose it is."""
+    if script.base_model:
+        return script.base_model
+    return None if Path(script.clip_model).exists() else script.clip_model
+
+
+def benchmark_datasets_of(script: ScriptArguments) -> dict[str, str]:
+    """`--benchmark_datasets` by the benchmarks' names."""
+    named = dict(text.partition("=")[::2] for text in script.benchmark_datasets)
+    wrong = [name for name, dataset_id in named.items() if name not in script.benchmarks or not dataset_id]
+    if wrong:
+        raise ValueError(
+            f"`--benchmark_datasets` must be as `cirr=org/name`, of benchmarks that are measured "
+            f"({', '.join(script.benchmarks) or 'none'}); wrong: {', '.join(wrong)}."
+        )
+    return named
+
+
 def say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
-    import torch
-    import transformers
     from transformers import set_seed
     from utils.plots import plot_curves, plot_retrieval
+    from utils.reports import preservation_table
     from utils.tables import gain_table, result_table
 
     from rtd_hf import (
         BENCHMARKS,
         CIREvaluator,
         RTDTrainer,
-        build_model_card,
         check_triplets,
-        export_text_encoder,
         precompute_anchors,
         prepare_output_dir,
-        verify_drop_in,
+        write_repository,
     )
+    from rtd_hf.hub import EnergyMeter, cached_revision, check_base_model, fingerprint_triplets
+    from rtd_hf.interruptions import PREEMPTED_EXIT_CODE
+    from rtd_hf.options import RTDOptions
 
     started = time.perf_counter()
     chief = args.process_index == 0
@@ -118,6 +153,13 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         raise ValueError(
             "`--license` is missing: the card of the result must state one, such as `mit` or `cc-by-nc-4.0`."
         )
+    base_model, benchmark_datasets = base_of(script), benchmark_datasets_of(script)
+    check_base_model(script.base_model or None)
+    args.hub_license = args.hub_license or script.license
+    stated = given_names(sys.argv[1:], default_recipe=SHAPES)
+    recipe = resolved_recipe((script, model_args, args), given=stated, always=(RTDOptions,))
+    recipe["clip_model"] = base_model or recipe["clip_model"]
+    meter = EnergyMeter(gpus=args.device.type == "cuda").start() if chief else None
 
     # 2 triplets, CLIP and projection
     set_seed(args.seed)
@@ -136,7 +178,9 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     # 3 benchmarks, measured with the frozen encoder, and what needs no training
     frozen = text_encoder
     evaluators = {name: CIREvaluator(BENCHMARKS[name](), parts.retriever()) for name in script.benchmarks}
+    keepers = [preservation_of(text, parts.retriever()) for text in script.preservation]
     before = {name: evaluator.evaluate(frozen) for name, evaluator in evaluators.items()}
+    kept_before = [keeper.evaluate(frozen) for keeper in keepers]
     composers = {
         "image": "reference image",
         "text": "conditioning text",
@@ -177,57 +221,56 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
             shutil.rmtree(stale)
     trained = trainer.train(resume_from_checkpoint=resume)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.preempted:
+        say(f"Stopped after step {trainer.state.global_step}. `--resume_from_checkpoint last` goes on from there.")
+        raise SystemExit(PREEMPTED_EXIT_CODE)
+    model = trainer.trained_encoder()
 
     # 5 measure again
     after = {name: evaluator.evaluate(model) for name, evaluator in evaluators.items()}
+    kept_after = [keeper.evaluate(model) for keeper in keepers]
     if not chief:
         return
+    meter.stop()
     metrics = {
-        "before": {key: value for result in before.values() for key, value in result.metrics.items()},
-        "after": {key: value for result in after.values() for key, value in result.metrics.items()},
-        "gain": {key: gain for name in after for key, gain in after[name].gain_over(before[name]).items()},
+        **compared(before.values(), after.values()),
         "baselines": baselines,
-        "run": {
-            "command": " ".join(["accelerate launch", "examples/train_rtd.py", *sys.argv[1:]]),
-            "seed": args.seed,
-            "steps": trainer.state.global_step,
-            "triplets per step": args.train_batch_size * args.world_size,
-            "learning rate": args.learning_rate,
-            "temperature": args.temperature,
-            "noise scale": args.noise_scale,
-            "loss": args.loss_type,
-            "anchors": "computed ahead" if anchors else "in every step",
-            "adapters": f"LoRA, rank {model_args.lora_r}" if model_args.use_peft else "none, all weights trained",
-            "training seconds": round(trained.metrics["train_runtime"], 1),
-            "seconds": round(time.perf_counter() - started, 1),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {args.device.type}",
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        },
+        "preservation": compared(kept_before, kept_after, difference="change"),
+        "protocols": {name: dict(result.protocol) for name, result in after.items()},
+        **circumstances(script, model_args, args, seconds=time.perf_counter() - started, meter=meter),
     }
+    metrics["run"] |= {"steps": trainer.state.global_step, "anchors": "computed ahead" if anchors else "in every step"}
+    metrics["cost"]["training seconds"] = round(trained.metrics["train_runtime"], 1)
+    used = {"triplets": portable(script.triplets), **fingerprint_triplets(triplets), "held back": held_back}
+    metrics["data"] = used
 
-    # 6 save, and prove that plain transformers loads it
-    export_text_encoder(model, folder, tokenizer=tokenizer)
-    report = verify_drop_in(folder, model, tokenizer=tokenizer)
-    projection.save_pretrained(folder / "projection")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    card = build_model_card(
-        metrics,
+    # 6 save all that belongs to it, and prove that plain transformers loads it
+    on_hub = script.triplets != "shapes" and not Path(script.triplets).exists()
+    write_repository(
+        folder,
+        model,
+        tokenizer=tokenizer,
+        image_processor=parts.image_processor,
+        projection=projection,
+        metrics=metrics,
+        recipe=recipe,
         license=script.license,
-        base_model=None if script.clip_model == "shapes" or Path(script.clip_model).exists() else script.clip_model,
-        model_id=str(args.output_dir),
-        projection_id=f"{args.output_dir}/projection",
-        projection_type=projection.config.projection_type,
-        prompt_template=projection.config.prompt_template,
+        base_model=base_model,
+        base_revision=script.base_revision or cached_revision(base_model),
+        model_id=args.hub_model_id or str(args.output_dir),
+        datasets=[script.triplets] if on_hub else None,
+        dataset_ids=benchmark_datasets,
     )
-    card.save(folder / "README.md")
     recall_key = next((key for row in trainer.state.log_history for key in row if key.endswith("recall@10")), "")
     plot_curves(trainer.state.log_history, folder / "loss.png", recall_key=recall_key)
     if first:
         best_after = first.search(5, text_encoder=model, rows=rows)
         plot_retrieval(first.benchmark, rows, best_before, best_after, folder / "retrieval.png")
+    if args.push_to_hub:
+        say(f"\nPublished: {trainer.push_to_hub(folder=folder).url}")
 
     # 7 tell
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     stock = text_encoder.stock_class.__name__
     columns = ("recall@1", "recall@5", "recall@10", "recall@50", "map@10")
     for name in evaluators:
@@ -239,14 +282,19 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
             say(result_table(metrics, name, columns))
     if metrics["gain"]:
         say("\n" + gain_table(metrics))
+    for first_kept, then in zip(kept_before, kept_after, strict=True):
+        rows_kept = {"before": first_kept.metrics, "after": then.metrics}
+        say("\n" + preservation_table(rows_kept, then.gain_over(first_kept)))
     say(
         f"\nThe text encoder loads in plain transformers with the same embeddings (largest difference "
-        f"{report.max_difference:.1g}). All of it lies in {folder}:"
+        f"{metrics['drop_in']['max difference']:.1g}). All of it lies in {folder}:"
     )
     for file, what in (
         ("model.safetensors", "the text encoder, with config and tokenizer beside it"),
+        ("adapter/", "the adapter alone; the weights above have it merged in"),
         ("projection/", "the projection it was trained for"),
-        ("metrics.json", "every figure of this run"),
+        ("metrics.json", "every figure of this run, its data and its machine"),
+        ("recipe.yaml", "its arguments: `--config` repeats it"),
         ("README.md", "the model card"),
         ("loss.png", "loss and recall over the steps"),
         ("retrieval.png", "eight queries before and after"),
@@ -256,6 +304,52 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     say(f"\nLoad it:\n\n  from transformers import AutoTokenizer, {stock}")
     say(f'  tokenizer = AutoTokenizer.from_pretrained("{args.output_dir}")')
     say(f'  text_encoder = {stock}.from_pretrained("{args.output_dir}")')
+
+
+def compared(before, after, *, difference: str = "gain") -> dict[str, dict]:
+    """The figures of several results before and after, and their difference with its interval."""
+    pairs = list(zip(before, after, strict=True))
+    return {
+        "before": {key: value for first, _ in pairs for key, value in first.metrics.items()},
+        "after": {key: value for _, second in pairs for key, value in second.metrics.items()},
+        difference: {key: gain for first, second in pairs for key, gain in second.gain_over(first).items()},
+    }
+
+
+def circumstances(
+    script: ScriptArguments, model_args: ModelArguments, args, *, seconds: float, meter
+) -> dict[str, dict]:
+    """How it was trained, where, and what it cost."""
+    from rtd_hf.hub import describe_environment, peak_memory_gib
+
+    memory, energy = peak_memory_gib(device_type=args.device.type), meter.watt_hours
+    return {
+        "run": {
+            "command": " ".join(["accelerate launch examples/train_rtd.py", *map(portable, sys.argv[1:])]),
+            "seed": args.seed,
+            "triplets per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "learning rate": args.learning_rate,
+            "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "temperature": args.temperature,
+            "noise scale": args.noise_scale,
+            "loss": args.loss_type,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "adapters": f"LoRA, rank {model_args.lora_r}" if model_args.use_peft else "none, all weights trained",
+            "CLIP": base_of(script) or portable(script.clip_model),
+            "projection": portable(script.projection),
+        },
+        "environment": {
+            "date": datetime.now(UTC).date().isoformat(),
+            **describe_environment(processes=args.world_size),
+            "device": args.device.type,
+        },
+        "cost": {
+            "seconds": round(seconds, 1),
+            "peak memory GiB": None if memory is None else round(memory, 2),
+            "energy Wh": None if energy is None else round(energy, 3),
+            "energy scope": meter.scope,
+        },
+    }
 
 
 def _spread(total: int, number: int) -> list[int]:
@@ -272,7 +366,7 @@ if __name__ == "__main__":
         parsed = parse(
             (ScriptArguments, ModelArguments, TrainingOptions),
             sys.argv[1:],
-            default_recipe=HERE / "recipes" / "shapes.yaml",
+            default_recipe=SHAPES,
             description="Fine-tunes a CLIP text encoder with RTD, and measures retrieval before and after.",
         )
         main(*parsed)

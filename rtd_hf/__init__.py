@@ -99,6 +99,16 @@ _MODULES = {
     "prepare_output_dir": "hub",
     "verify_drop_in": "hub",
     "build_model_card": "hub",
+    "LAYOUTS": "layouts",
+    "export_layout": "layouts",
+    "import_layout": "layouts",
+    "load_adapter": "adapters",
+    "load_sentence_transformer": "layouts",
+    "Publication": "hub",
+    "PushError": "hub",
+    "push_repository": "hub",
+    "load_retriever": "hub",
+    "write_repository": "hub",
 }
 
 __all__ = ["__version__", *_MODULES]

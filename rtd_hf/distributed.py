@@ -132,3 +132,18 @@ def gather_objects(value: Any) -> list[Any]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def any_process(value: bool, *, device: torch.device | str = "cpu") -> bool:
+    """
+    Whether something holds on any process. To be called by all processes.
+
+    Args:
+        value (`bool`): Whether it holds on this one.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the backend can add numbers up.
+    """
+    if world_size() == 1:
+        return value
+    found = torch.tensor(int(value), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found.item())

@@ -72,6 +72,11 @@ class RTDOptions:
         metadata={"help": "Train with a projection although it names another base model than the text encoder."},
     )
 
+    # The Hub
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of what is pushed, such as `mit`; required with `push_to_hub`."}
+    )
+
     # The machine
     packing: bool = field(
         default=True,

@@ -104,6 +104,11 @@ def check_datasets(train_dataset, eval_dataset, args: RTDTrainingArguments) -> N
     for dataset in (train_dataset, *evaluated):
         if getattr(dataset, "column_names", None):
             check_triplets(dataset)
+    if args.world_size > 1 and not args.dataloader_drop_last:
+        logger.warning(
+            "With `dataloader_drop_last=False` on several processes the last batch of an epoch is filled up with rows "
+            "of its beginning, which are then trained twice and may be each other's negatives. Leave it on."
+        )
     if hasattr(train_dataset, "__len__") and args.dataloader_drop_last:
         needed = args.train_batch_size * args.world_size
         if len(train_dataset) < needed:

@@ -15,14 +15,16 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .anchors import AnchorStore
 from .contexts import adapters_off, evaluating
 from .distributed import rank
-from .hub import export_text_encoder
+from .hub import PushesDropIns, export_text_encoder
+from .interruptions import StopOnSignal
 from .losses import TargetAnchoredContrastiveLoss
 from .preparation import check_datasets, check_fit, collator_for, writes_words
 from .projections import ImageToWordProjection
+from .sharding import is_sharded, unsharded, whole_weights
 from .training_args import RTDTrainingArguments
 
 
-class RTDTrainer(Trainer):
+class RTDTrainer(PushesDropIns, Trainer):
     """Fine-tunes a text encoder with RTD: target-anchored text contrastive learning on text triplets.
 
     Byun et al., *Reducing Task Discrepancy of Text Encoders for Zero-Shot Composed Image Retrieval*, ICCV 2025, arXiv
@@ -97,6 +99,8 @@ class RTDTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.interruption = StopOnSignal()
+        self.add_callback(self.interruption)
         # The loss is ours, a mean over the batch: no labels, and HF divides it by the accumulation steps.
         self.can_return_loss, self.label_names = True, []
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
@@ -224,9 +228,18 @@ class RTDTrainer(Trainer):
         similarity = F.cosine_similarity(queries[:batch].detach().float(), anchors[:batch].detach().float())
         self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity)
 
-    def _check_weights(self) -> None:
+    @property
+    def preempted(self) -> bool:
+        """Whether SIGTERM ended the training; then a checkpoint of the last step was saved."""
+        return self.interruption.stopped
+
+    def trained_encoder(self) -> nn.Module:
+        """The encoder as it is now, out of its parallel wrapper and in one piece. To be called by all processes."""
+        return unsharded(self.accelerator.unwrap_model(self.model))
+
+    def _check_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """A step may have broken the weights since the last loss, and no checkpoint must hold such weights."""
-        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
         if broken:
             raise FloatingPointError(
                 f"{len(broken)} weights are not finite after {self.state.global_step} steps, first `{broken[0]}`; "
@@ -239,6 +252,13 @@ class RTDTrainer(Trainer):
             f"{self.args.temperature:g}), set `max_grad_norm` (now {self.args.max_grad_norm:g}), or use bf16 instead "
             f"of fp16; then resume from the last checkpoint in `{self.args.output_dir}`."
         )
+
+    @property
+    def num_negatives(self) -> int:
+        """Negatives of a query in a training step, those of other processes included where they are gathered."""
+        pairs = self.args.per_device_train_batch_size * (2 if self.args.refined_batch else 1)
+        pairs *= self.args.world_size if self.args.gather_across_devices else 1
+        return 2 * pairs - 2 if self.args.loss_type == "nt_xent" else pairs - 1
 
     # What Trainer does around the step
 
@@ -283,18 +303,21 @@ class RTDTrainer(Trainer):
             )
         for name, value in self._drain("eval").items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
+        encoder = self.trained_encoder() if self.evaluators else None
         for evaluator in self.evaluators:
-            for name, value in evaluator(self.accelerator.unwrap_model(self.model)).items():
+            for name, value in evaluator(encoder).items():
                 output.metrics[f"{metric_key_prefix}_{name}"] = float(value)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """HF's log with the training metrics since the last one, gathered over processes only here.
 
-        Texts that were longer than `max_length` and lost their end are counted as `truncated_texts`.
+        `negatives` is the number that every query and anchor is compared with besides its partner. Texts that were
+        longer than `max_length` and lost their end are counted as `truncated_texts`.
         """
         if "loss" in logs:
             logs = {**logs, **self._drain("train")}
+            logs["negatives"] = self.num_negatives
             truncated = getattr(getattr(self.data_collator, "prompts", None), "num_truncated", 0)
             if truncated:
                 logs["truncated_texts"] = truncated
@@ -305,13 +328,22 @@ class RTDTrainer(Trainer):
         self._metrics[mode].clear()
         return {name: self.accelerator.gather(value).mean().item() for name, value in means.items()}
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """HF's; of weights in shards too, what is written loads in plain transformers."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """HF's save. Of adapters the merged encoder is written too, so each checkpoint loads in plain transformers."""
-        self._check_weights()
+        if is_sharded(self.model):  # then all processes come here
+            state_dict = whole_weights(self.model.state_dict())
+        encoder = self.trained_encoder() if self.has_adapters else None
+        self._check_weights(state_dict or dict(self.model.named_parameters()))
         super()._save(output_dir, state_dict)
-        if self.has_adapters and self.args.should_save:
+        if encoder is not None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
-            export_text_encoder(self.accelerator.unwrap_model(self.model), folder, tokenizer=self.processing_class)
+            export_text_encoder(encoder, folder, tokenizer=self.processing_class)
 
 
 def _part(inputs: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

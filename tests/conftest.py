@@ -15,53 +15,15 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-import ipaddress  # noqa: E402
 import random  # noqa: E402
-import socket  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from no_network import refuse_other_hosts  # noqa: E402
 
 
-class NetworkBlockedError(RuntimeError):
-    """A test tried to reach another host."""
-
-
-def _is_local(host) -> bool:
-    host = host.decode() if isinstance(host, bytes) else host
-    if host in (None, "", "localhost", socket.gethostname()):
-        return True
-    try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _refuse_other_hosts() -> None:
-    """Applies to this process; processes that a test starts inherit `HF_HUB_OFFLINE` only."""
-
-    def guarded(original):
-        def connect(self, address):
-            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
-                raise NetworkBlockedError(f"Tests use no network, but something connects to {address}.")
-            return original(self, address)
-
-        return connect
-
-    resolve = socket.getaddrinfo
-
-    def getaddrinfo(host, *args, **kwargs):
-        if not _is_local(host):
-            raise NetworkBlockedError(f"Tests use no network, but something looks up {host!r}.")
-        return resolve(host, *args, **kwargs)
-
-    socket.socket.connect = guarded(socket.socket.connect)
-    socket.socket.connect_ex = guarded(socket.socket.connect_ex)
-    socket.getaddrinfo = getaddrinfo
-
-
-_refuse_other_hosts()
+refuse_other_hosts()
 
 
 def pytest_addoption(parser):

@@ -24,10 +24,10 @@ LAYERS = (
     {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts", "weights", "files"},
     {"similarity", "kernels", "prompts", "tagging", "feature_files", "language_models"},
     {"models", "projections", "losses", "metrics", "triplets"},
-    {"shapes", "anchors", "training_rows", "features"},
+    {"shapes", "anchors", "training_rows", "features", "adapters", "sharding", "interruptions"},
     {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},
     {"evaluator", "submissions", "diagnostics", "hub", "preparation"},
-    {"trainer", "projection_trainer", "preservation", "metric_spaces"},
+    {"trainer", "projection_trainer", "preservation", "metric_spaces", "layouts"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.

@@ -216,7 +216,7 @@ def test_several_draws_have_a_mean_and_a_spread(run, tmp_path):
         (["--limit", "3", "--submission"], "does not go with `--limit`"),
         (["--submission"], "needs `--output_dir`"),
         (["--before", "x", "--baseline_encoder", "frozen"], "Choose one"),
-        (["--text_encoder", "none.pt"], "none.pt does not exist"),
+        (["--text_encoder", "none.pt"], "`none.pt` does not exist"),
         (["--preservation", "coco=x.json"], "`--preservation` must be"),
         (["--check_data", "--benchmarks", "cirr"], "needs the folder of `cirr`"),
         (["--check_data", "--benchmarks", "cirr=nowhere"], "are not fit for use"),
@@ -232,9 +232,9 @@ def test_bad_arguments(failure, arguments, words):
     ("name", "words"),
     [
         ("cut", "cut short"),
-        ("less", "does not fit the text encoder of `--clip_model`"),
+        ("less", "does not fit the text encoder of `base`"),
         ("nan", "not finite in 1 of 69"),
-        ("other", "got 'args'"),
+        ("other", "holds `args`"),
     ],
 )
 def test_encoder_files_that_are_none(failure, encoders, name, words):

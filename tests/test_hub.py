@@ -6,30 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from backbone_models import siglip_tokenizer, tiny_backbone
 from helpers import tiny_text_model, tiny_tokenizer
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
 )
 
 from rtd_hf import (
     CLIPTextModelForRTD,
-    ImageToWordProjection,
     SiglipTextModelForRTD,
-    build_model_card,
     check_safetensors,
     export_text_encoder,
     prepare_output_dir,
@@ -494,127 +488,3 @@ def test_transformers_4_reads_a_siglip_folder(old_transformers, stock, tmp_path)
     with torch.no_grad():
         expected = model(torch.tensor(rows)).pooler_output
     torch.testing.assert_close(torch.tensor(read["embeds"]), expected, rtol=0, atol=1e-5)
-
-
-# --------------------------------------------------------------------------------------------------------------- card
-METRICS = {
-    "before": {"shapes_recall@1": 4.0, "shapes_recall@10": 30.04, "shapes_map@10": 9.5},
-    "after": {"shapes_recall@1": 17.0, "shapes_recall@10": 71.23, "fashioniq_dress_recall@10": 8.0},
-    "gain": {"shapes_recall@10": {"gain": 41.19, "low": 37.5, "high": -2.0}},
-    "baselines": {"text only": {"shapes_recall@10": 1.7}},
-    "run": {"learning_rate": 2e-4, "seed": 3, "seconds": 99.6, "note": "a|b", "versions": {"torch": "2.13.0"}},
-}
-
-
-def card_rows(card, key):
-    """The cells of a metric in the table of results, and in the one of the baselines if it stands there."""
-    rows = [line for line in card.content.splitlines() if line.startswith(f"| `{key}`")]
-    results, *baselines = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in rows]
-    return (results, *baselines)
-
-
-def test_card_states_the_figures_of_the_run_and_no_others():
-    card = build_model_card(METRICS, license="mit", model_id="me/encoder", base_model="them/clip")
-    # Only what a baseline was measured on stands in the second table.
-    assert card_rows(card, "shapes_recall@10") == (["30.0", "71.2", "+41.2 [+37.5, -2.0]"], ["1.7"])
-    assert card_rows(card, "shapes_recall@1") == (["4.0", "17.0", "not measured"],)
-    assert card_rows(card, "shapes_map@10") == (["9.5", "not measured", "not measured"],)
-    assert card_rows(card, "fashioniq_dress_recall@10") == (["not measured", "8.0", "not measured"],)
-    assert "| metric (%) | text only |" in card.content
-    assert "| `learning_rate` | 0.0002 |" in card.content and r"| `note` | a\|b |" in card.content
-    assert "Duration: 100 s." in card.content and "torch 2.13.0" in card.content and "seed 3" in card.content
-    assert "drawn shapes" not in card.content  # FashionIQ is photographs
-
-    data = card.data
-    assert (data.license, data.library_name, data.base_model) == ("mit", "transformers", "them/clip")
-    assert data.pipeline_tag == "feature-extraction" and "composed-image-retrieval" in data.tags
-    results = {(result.dataset_type, result.metric_type): result for result in data.eval_results}
-    assert {key: result.metric_value for key, result in results.items()} == {
-        ("shapes", "recall@1"): 17.0,
-        ("shapes", "recall@10"): 71.23,
-        ("fashioniq", "dress_recall@10"): 8.0,
-    }
-    assert results["fashioniq", "dress_recall@10"].dataset_config == "dress"
-
-
-def test_card_without_figures_says_so():
-    card = build_model_card({}, license="mit")
-    assert "| all | not measured | not measured | not measured |" in card.content
-    assert "The options were not recorded." in card.content and "Duration: not measured." in card.content
-    assert card.data.eval_results is None
-    outside_code = re.sub(r"```.*?```", "", card.content, flags=re.DOTALL).split("# Results")[1].split("# Citation")[0]
-    assert re.findall(r"\d+(?:\.\d+)?", outside_code) == ["95"]  # of "95 % interval"
-
-
-def test_card_is_read_back_as_it_was(tmp_path):
-    from huggingface_hub import ModelCard
-
-    card = build_model_card(METRICS, license="cc-by-nc-4.0", datasets=["me/triplets"], limits=["English only."])
-    card.save(tmp_path / "README.md")
-    again = ModelCard.load(tmp_path / "README.md")
-    assert again.data.to_dict() == card.data.to_dict()
-    assert again.data.datasets == ["me/triplets"] and "- English only." in again.text
-
-
-@pytest.mark.parametrize(
-    ("projection_type", "cited"),
-    [
-        *(("lincir", "2312.01998"), ("searle", "2303.15247"), ("pic2word", "2302.03084"), ("other", None)),
-        *(("context_i2w", "2309.16137"), ("fti4cir", "lin2024fti4cir")),
-    ],
-)
-def test_card_cites_what_was_used(projection_type, cited):
-    content = build_model_card({}, license="mit", projection_type=projection_type).content
-    projections = {"2312.01998", "2303.15247", "2302.03084", "2309.16137", "lin2024fti4cir"}
-    assert {number for number in projections if number in content} == ({cited} if cited else set())
-    assert "2406.09188" in content and "2103.00020" in content
-
-
-def test_card_needs_a_license():
-    with pytest.raises(TypeError, match="license"):
-        build_model_card(METRICS)
-    with pytest.raises(ValueError, match="`license` must be a Hub licence identifier"):
-        build_model_card(METRICS, license="")
-
-
-def test_card_refuses_what_is_no_figure():
-    with pytest.raises(ValueError, match=r"nan at `after\.shapes_recall@1`"):
-        build_model_card({"after": {"shapes_recall@1": float("nan")}}, license="mit")
-    with pytest.raises(ValueError, match=r"inf at `gain\.shapes_recall@1\.low`"):
-        build_model_card({"gain": {"shapes_recall@1": {"gain": 1.0, "low": float("inf")}}}, license="mit")
-    with pytest.raises(ValueError, match="unknown parts: results. Known: before, after"):
-        build_model_card({"results": {}}, license="mit")
-
-
-def test_code_in_the_card_runs(tokenizer, tmp_path, monkeypatch):
-    model = tiny_text_model(CLIPTextModelForRTD)
-    folder = export_text_encoder(model, tmp_path / "text_encoder", tokenizer=tokenizer)
-    config = model.config
-    projection = ImageToWordProjection.build("lincir", config.projection_dim, config.hidden_size)
-    projection.save_pretrained(tmp_path / "projection")
-    card = build_model_card({}, license="mit", model_id=str(folder), projection_id=str(tmp_path / "projection"))
-
-    load, compose = re.findall(r"```python\n(.*?)```", card.content, flags=re.DOTALL)
-    loaded = {}
-    exec(load, loaded)
-    assert torch.equal(embed(loaded["text_encoder"].eval(), loaded["tokenizer"]), embed(model, tokenizer))
-
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4, projection_dim=config.projection_dim)
-    vision_model = CLIPVisionModelWithProjection(vision).eval()
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 11, 3), dtype=np.uint8))
-    picture.save(tmp_path / "reference.jpg")
-    monkeypatch.chdir(tmp_path)
-    gallery = torch.nn.functional.normalize(torch.randn(5, config.projection_dim), dim=-1)
-    composed = {"vision_model": vision_model, "image_processor": processor, "gallery": gallery}
-    exec(compose, composed)
-    pixel_values = processor([Image.open(tmp_path / "reference.jpg")], return_tensors="pt")["pixel_values"]
-    assert composed["scores"].shape == (1, 5)
-    assert composed["query"].shape == (1, config.projection_dim)
-    with torch.no_grad():
-        words = projection(vision_model(pixel_values).image_embeds)
-        inputs = tokenizer(["a photo of $ that is red instead of blue"], return_tensors="pt")
-        expected = model(**inputs, pseudo_words=words, placeholder_mask=inputs["input_ids"] == 259).text_embeds
-    assert (tokenizer.convert_ids_to_tokens(259), (inputs["input_ids"] == 259).sum()) == ("$</w>", 1)
-    torch.testing.assert_close(composed["query"], torch.nn.functional.normalize(expected, dim=-1))

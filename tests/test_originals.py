@@ -821,6 +821,7 @@ def test_the_example_converts_and_proves_it(example, tmp_path, capsys):
     assert "CC BY-NC 4.0" in printed
     reloaded = ImageToWordProjection.from_pretrained(tmp_path / "out")
     assert reloaded.config.base_model == "my/clip" and max_difference(reloaded, state) == 0
+    assert reloaded.config.license.startswith("CC BY-NC 4.0")  # for whoever publishes what is trained with it
 
 
 def test_the_example_notices_a_folder_with_other_weights(example, tmp_path, monkeypatch):

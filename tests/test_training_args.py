@@ -40,6 +40,7 @@ ADDED = {
     "packing": True,
     "force_projection": False,
     "mini_batch_size": None,
+    "hub_license": None,
 }
 
 

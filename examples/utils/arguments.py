@@ -20,11 +20,45 @@ def wants_help(argv: Sequence[str]) -> bool:
     return any(token in ("-h", "--help") for token in argv)
 
 
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A YAML recipe; what it `include`s, by a path from its own folder, comes before what it says itself.
+
+    Args:
+        path (`str` or `Path`): The recipe: a flat mapping from argument names to values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no flat mapping, or includes itself.
+    """
+    return _read_recipe(Path(path), ())
+
+
+def _read_recipe(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`--config` {path} does not exist. Recipes lie in {Path(__file__).parents[1] / 'recipes'}."
+        )
+    if path.resolve() in including:
+        raise ValueError(f"Recipe {path} includes itself, through {', '.join(map(str, including))}.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--config` {path} is not valid YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`--config` {path} must hold `name: value` lines, got a {type(recipe).__name__}.")
+    others, merged = recipe.pop("include", []), {}
+    for other in [others] if isinstance(others, str) else others:
+        merged |= _read_recipe(path.parent / str(other), (*including, path.resolve()))
+    return merged | recipe
+
+
 def recipe_tokens(path: str | Path, names: set[str] | None) -> list[str]:
     """Turns a YAML recipe into command-line tokens.
 
     Args:
-        path (`str` or `Path`): The recipe: a flat mapping from argument names to values.
+        path (`str` or `Path`): The recipe, see [`read_recipe`].
         names (`set[str]`, *optional*): The arguments the script knows; None where that is not known yet.
 
     Returns:
@@ -34,19 +68,7 @@ def recipe_tokens(path: str | Path, names: set[str] | None) -> list[str]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no flat mapping, or holds a key that the script does not know.
     """
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`--config` {path} does not exist. Recipes lie in {Path(__file__).parents[1] / 'recipes'}."
-        )
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--config` {path} is not valid YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"`--config` {path} must hold `name: value` lines, got a {type(recipe).__name__}.")
+    recipe = read_recipe(path)
     for key in recipe:
         if names is not None and key not in names:
             raise ValueError(f"Recipe {path} has the unknown key `{key}`.{_nearest(str(key), names)}")
@@ -68,6 +90,13 @@ def with_recipe(argv: Sequence[str]) -> list[str]:
     """A command line behind the tokens of its recipe, for a choice that decides which arguments there are."""
     config = given(argv, "config")
     return [*(recipe_tokens(config, None) if config else []), *argv]
+
+
+def given_names(argv: Sequence[str], *, default_recipe: str | Path | None) -> set[str]:
+    """The names of the arguments that the recipe or the command line states, which `parse` took from no default."""
+    config = given(argv, "config") or default_recipe
+    tokens = [*(recipe_tokens(config, None) if config else []), *argv]
+    return {token.removeprefix("--").split("=")[0] for token in tokens if token.startswith("--")}
 
 
 def _tokens(values: Mapping[str, Any]) -> list[str]:
@@ -128,22 +157,28 @@ def parse(
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint that a training goes on from: as told, the last one of its folder for `last`, or none.
+    """The checkpoint that a training goes on from: as told, the last whole one of its folder for `last`, or none.
 
     Args:
-        args (`transformers.TrainingArguments`): `resume_from_checkpoint` and `output_dir` count.
+        args (`transformers.TrainingArguments`): `resume_from_checkpoint` and `output_dir` count. With `auto` a run
+            without a checkpoint starts from its beginning.
 
     Raises:
         FileNotFoundError: If the last one is asked for and there is none.
+        ValueError: If the one that is named is not whole.
     """
-    from transformers.trainer_utils import get_last_checkpoint
+    from rtd_hf.interruptions import check_checkpoint, last_checkpoint
 
-    if args.resume_from_checkpoint not in ("last", "True", "true"):
-        return args.resume_from_checkpoint
-    found = get_last_checkpoint(args.output_dir)
-    if found is None:
+    wanted = args.resume_from_checkpoint
+    if wanted not in ("last", "auto", "True", "true"):
+        if wanted and os.path.isdir(wanted):
+            check_checkpoint(wanted, processes=args.world_size)
+        return wanted
+    found = last_checkpoint(args.output_dir, processes=args.world_size)
+    if found is None and wanted != "auto":
         raise FileNotFoundError(
-            f"`--resume_from_checkpoint` finds no checkpoint in {args.output_dir}. Leave it out to start."
+            f"`--resume_from_checkpoint` finds no whole checkpoint in {args.output_dir}. Leave it out to start, or "
+            f"say `auto`, which starts where there is none."
         )
     return found
 

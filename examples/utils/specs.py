@@ -111,7 +111,7 @@ def preservation_of(text: str, retriever, **options):
     name, _, file = head.partition("=")
     wanted = dict(part.split("=", 1) for part in rest if "=" in part)
     known = {"shapes": {"num_images", "seed"}, "coco": {"images", "num_images"}}
-    fits = wanted.keys() <= known.get(name, set()) and len(wanted) == len(rest)
+    fits = name in known and wanted.keys() <= known[name] and len(wanted) == len(rest)
     if not fits or (name == "coco" and not (file and "images" in wanted)):
         raise ValueError(
             f"`--preservation` must be `shapes[,num_images=500,seed=0]` or "

@@ -1,67 +1,73 @@
 """The model card of a trained text encoder, filled from the figures of its own run and from nothing else."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import markup
+from .figures import (
+    NOT_MEASURED,
+    baselines_table,
+    benchmarks_of,
+    checked_figures,
+    eval_results,
+    options_table,
+    preservation_table,
+    results_table,
+)
+
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ("rtd", "composed-image-retrieval", "zero-shot", "clip")
-NOT_MEASURED = "not measured"
-BENCHMARK_NAMES = {
-    "cirr": "CIRR",
-    "circo": "CIRCO",
-    "fashioniq": "FashionIQ",
-    "genecis": "GeneCIS",
-    "coco": "COCO object composition",
-    "shapes": "the offline world of `rtd_hf.shapes`",
-}
-METRIC_NAMES = {"recall": "Recall", "recall_subset": "Recall in the subset", "map": "mAP"}
-# Greedy in the middle, so that `cirr_recall_subset@1` is a subset recall and `fashioniq_dress_recall@10` a group's.
-_KEY = re.compile(r"(?P<benchmark>[a-z0-9]+)(?:_(?P<group>\w+?))?_(?P<metric>recall_subset|recall|map)@(?P<k>\d+)")
-_CUTOFF = re.compile(r"(?P<stem>.*)@(?P<k>\d+)")
-# Entries of metrics["run"] that are results or circumstances, not options of the training.
-_NOT_OPTIONS = ("command", "seconds", "versions")
+TAGS = ("rtd", "composed-image-retrieval", "zero-shot")
+WORLD = "shapes"
 
 
 def build_model_card(
     metrics: Mapping[str, Any],
     *,
     license: str,
-    model_id: str = "path/to/text_encoder",
-    projection_id: str = "path/to/projection",
+    model_id: str = "path/to/repository",
     base_model: str | None = None,
+    base_revision: str | None = None,
     datasets: Sequence[str] | None = None,
     projection_type: str = "lincir",
     prompt_template: str = "a photo of $ that {caption}",
+    text_encoder_class: str = "CLIPTextModelWithProjection",
+    has_adapter: bool = False,
     limits: Sequence[str] = (),
     tags: Sequence[str] = (),
 ) -> "ModelCard":
     """Builds the card of one trained text encoder. Nothing is asked of the Hub.
 
-    Every figure comes from `metrics`; what is not in there reads "not measured".
+    Every figure comes from `metrics`; what is not in there reads "not measured". Texts are shown as they are: signs
+    that mean something in Markdown, HTML or YAML mean nothing in them.
 
     Args:
         metrics (`Mapping`):
-            `{"before": {key: value}, "after": {key: value}, "gain": {key: {"gain", "low", "high"}},
-            "baselines": {name: {key: value}}, "run": {option: value}}`, every part optional. Values are in percent,
-            keys such as `shapes_recall@10`. In `run`, `command`, `seconds` and `versions` (a mapping) have places of
-            their own.
+            Every part is optional. `{"before": {key: value}, "after": {key: value}, "gain": {key: {"gain", "low",
+            "high"}}, "baselines": {name: {key: value}}}` with values in percent and keys such as `shapes_recall@10`;
+            `published` `{key: value}`, a paper's figures, which get a column of their own; `preservation` `{"before",
+            "after", "change"}`, of plain retrieval; `run` `{option: value}`, with `command`, `seed` and `seconds` in
+            places of their own; `data`, `environment` (with `versions`, a mapping) and `cost` (`seconds`, `training
+            seconds`, `energy Wh`, `energy scope`, `peak memory GiB`), as [`describe_environment`] and [`EnergyMeter`]
+            give them; `protocols` `{benchmark: {choice: value}}`; `drop_in` and `card`, which are not shown.
         license (`str`):
             Hub licence identifier of the weights. There is no default: what the encoder, the projection and the texts
             were released under decides it.
-        model_id (`str`): Hub id or path of the text encoder, for the code in the card.
-        projection_id (`str`): Hub id or path of the projection, for the code in the card.
-        base_model (`str`, *optional*): Hub id of the model the training started from.
+        model_id (`str`): Hub id or path of the repository, for the code in the card.
+        base_model (`str`, *optional*): Hub id of the model the training started from; `"shapes"` for the small CLIP of
+            the offline world.
+        base_revision (`str`, *optional*): Its revision.
         datasets (`Sequence[str]`, *optional*): Hub ids of the data trained on.
-        projection_type (`str`): The projection it was trained with, to cite it: `"lincir"`, `"searle"`, `"pic2word"`.
+        projection_type (`str`): The projection it was trained with, to cite it: `"lincir"`, `"searle"`, `"pic2word"`,
+            `"context_i2w"` or `"fti4cir"`.
         prompt_template (`str`): The query prompt, with `$` for the pseudo-word.
+        text_encoder_class (`str`): The stock class that loads it, `"SiglipTextModel"` for SigLIP.
+        has_adapter (`bool`): Whether the unmerged adapter lies in `adapter/`.
         limits (`Sequence[str]`): Sentences added to the card's limits.
         tags (`Sequence[str]`): Added to the card's tags.
 
@@ -78,140 +84,124 @@ def build_model_card(
             f"`license` must be a Hub licence identifier such as 'mit', but is {license!r}. Settle it with the "
             "owners of the encoder, the projection and the texts that the weights come from."
         )
-    figures = _checked(metrics)
-    run = dict(metrics.get("run") or {})
-    name = model_id.rstrip("/").split("/")[-1]
-    results = _eval_results(figures["after"])
+    figures = checked_figures(metrics)
+    name = markup.one_line(model_id).rstrip("/").split("/")[-1] or "text encoder"
+    family = _family(text_encoder_class)
+    results = eval_results(figures["after"])
+    on_hub = base_model if base_model != WORLD else None
     data = ModelCardData(
-        base_model=base_model,
+        base_model=on_hub,
+        base_model_relation="finetune" if on_hub else None,
         datasets=list(datasets) if datasets else None,
         eval_results=results or None,
         library_name="transformers",
         license=license,
         model_name=name if results else None,
         pipeline_tag="feature-extraction",
-        tags=[*TAGS, *(tag for tag in tags if tag not in TAGS)],
+        tags=list(dict.fromkeys([*TAGS, family.lower().replace(" ", ""), *tags])),
     )
-    keys = _sorted_keys(figures["before"], figures["after"])
+    keys = {*figures["before"], *figures["after"]}
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        model_name=name,
-        model_id=model_id,
-        projection_id=projection_id,
+        **_code_of(text_encoder_class, model_id, base_model=base_model),
+        **_tables_of(figures),
+        **_run_of(metrics),
+        model_name=markup.plain(name),
+        family=family,
+        base_model=markup.plain(base_model) if base_model else None,
+        base_link=on_hub,
+        base_revision=markup.code(base_revision) if base_revision else None,
+        has_adapter=has_adapter,
         projection_type=projection_type,
-        base_model=base_model,
-        prompt_template=prompt_template,
-        bare_prompt=prompt_template[: prompt_template.rfind("$") + 1],
-        results_table=_results_table(keys, figures),
-        baselines_table=_baselines_table(keys, figures),
-        benchmarks=_benchmarks(keys),
+        projection_name=markup.plain(projection_type),
+        prompt_template=markup.code(prompt_template),
         only_shapes=bool(keys) and all(key.startswith("shapes_") for key in keys),
-        seed=run.get("seed"),
-        command=run.get("command"),
-        seconds=run.get("seconds"),
-        versions=run.get("versions") or {},
-        options={key: value for key, value in run.items() if key not in _NOT_OPTIONS},
-        limits=list(limits),
+        limits=[markup.plain(limit) for limit in limits if limit.strip()],
         not_measured=NOT_MEASURED,
     )
 
 
-def _checked(metrics: Mapping[str, Any]) -> dict[str, dict]:
-    parts = ("before", "after", "gain", "baselines")
-    unknown = sorted(set(metrics) - {*parts, "run"})
-    if unknown:
-        raise ValueError(f"`metrics` has unknown parts: {', '.join(unknown)}. Known: {', '.join(parts)}, run.")
-    figures = {part: dict(metrics.get(part) or {}) for part in parts}
-    flat = [(f"{part}.{key}", value) for part in ("before", "after") for key, value in figures[part].items()]
-    for part in ("gain", "baselines"):
-        for key, values in figures[part].items():
-            flat += [(f"{part}.{key}.{inner}", value) for inner, value in values.items()]
-    for where, value in flat:
-        if value is not None and not math.isfinite(value):
-            raise ValueError(
-                f"`metrics` holds {value} at `{where}`. A card states finite figures only; measure it again."
-            )
-    return figures
+def _family(text_encoder_class: str) -> str:
+    for stem, family in (("Siglip2", "SigLIP 2"), ("Siglip", "SigLIP"), ("CLIP", "CLIP")):
+        if text_encoder_class.startswith(stem):
+            return family
+    raise ValueError(
+        f"`text_encoder_class` must be a class of CLIP's or SigLIP's text encoder, but is {text_encoder_class!r}."
+    )
 
 
-def _sorted_keys(*parts: Mapping[str, float]) -> list[str]:
-    def order(key: str) -> tuple[str, int]:
-        found = _CUTOFF.fullmatch(key)
-        return (found["stem"], int(found["k"])) if found else (key, 0)
-
-    return sorted({key for part in parts for key in part}, key=order)
-
-
-def _number(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:+.1f}" if signed else f"{value:.1f}"
-
-
-def _label(key: str) -> str:
-    return f"`{key}`"
-
-
-def _gain(key: str, figures: Mapping[str, Mapping]) -> str:
-    gain = figures["gain"].get(key)
-    if gain is None:
-        return NOT_MEASURED
-    interval = ""
-    if gain.get("low") is not None and gain.get("high") is not None:
-        interval = f" [{_number(gain['low'], signed=True)}, {_number(gain['high'], signed=True)}]"
-    return _number(gain.get("gain"), signed=True) + interval
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _results_table(keys: Sequence[str], figures: Mapping[str, Mapping]) -> str:
-    rows = [
-        [_label(key), _number(figures["before"].get(key)), _number(figures["after"].get(key)), _gain(key, figures)]
-        for key in keys
+def _code_of(text_encoder_class: str, model_id: str, *, base_model: str | None) -> dict[str, str]:
+    """The blocks of code."""
+    repository = markup.literal(model_id)
+    load = [
+        f"from transformers import AutoTokenizer, {text_encoder_class}\n",
+        f"tokenizer = AutoTokenizer.from_pretrained({repository})",
+        f"text_encoder = {text_encoder_class}.from_pretrained({repository})",
     ]
-    rows = rows or [["all", NOT_MEASURED, NOT_MEASURED, NOT_MEASURED]]
-    return _table(["metric (%)", "before", "after", "gain [95 % interval]"], rows)
-
-
-def _baselines_table(keys: Sequence[str], figures: Mapping[str, Mapping]) -> str:
-    baselines = figures["baselines"]
-    rows = [
-        [_label(key), *(_number(values.get(key)) for values in baselines.values())]
-        for key in keys
-        if any(key in values for values in baselines.values())
+    where = repository if base_model else f'{repository}, base_model="path/to/the/clip/it/started/from"'
+    compose = [
+        "from pathlib import Path\n",
+        "from rtd_hf import load_retriever\n",
+        f"retriever = load_retriever({where})",
+        'pictures = sorted(Path("pictures").iterdir())',
+        "gallery = retriever.encode_images(pictures)  # those of the original model: an index of yours stays valid",
+        'query = retriever.encode_queries(retriever.embed_references(["reference.jpg"]), ["is red instead of blue"])',
+        "scores = (query @ gallery.T)[0]",
+        "for place in scores.argsort(descending=True)[:5]:",
+        '    print(f"{scores[place]:.3f}  {pictures[place]}")',
     ]
-    return _table(["metric (%)", *baselines], rows) if rows else ""
+    return {
+        "load_code": markup.block("\n".join(load), "python"),
+        "compose_code": markup.block("\n".join(compose), "python"),
+        "repeat_code": markup.block("accelerate launch examples/train_rtd.py --config recipe.yaml", "shell"),
+    }
 
 
-def _benchmarks(keys: Sequence[str]) -> list[str]:
-    found = {key.split("_")[0] for key in keys}
-    return [BENCHMARK_NAMES.get(name, name) for name in sorted(found)]
+def _tables_of(figures: Mapping[str, Mapping]) -> dict[str, Any]:
+    return {
+        "results_table": results_table(figures),
+        "baselines_table": baselines_table(figures),
+        "preservation_table": preservation_table(figures),
+        "benchmarks": benchmarks_of(figures),
+    }
 
 
-def _eval_results(after: Mapping[str, float]) -> list["EvalResult"]:
-    from huggingface_hub import EvalResult
+def _run_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run says of itself beside its figures, as Markdown."""
+    run, data = dict(metrics.get("run") or {}), dict(metrics.get("data") or {})
+    environment, cost = dict(metrics.get("environment") or {}), dict(metrics.get("cost") or {})
+    versions = {**(run.pop("versions", None) or {}), **(environment.pop("versions", None) or {})}
+    seconds = cost.pop("seconds", run.pop("seconds", None))
+    command = run.pop("command", None)
+    training, memory, energy = (cost.get(key) for key in ("training seconds", "peak memory GiB", "energy Wh"))
+    scope = markup.plain(cost.get("energy scope") or "counters of the machine")
+    said = [
+        ("the whole run", NOT_MEASURED if seconds is None else f"{seconds:.0f} s"),
+        ("the training alone", NOT_MEASURED if training is None else f"{training:.0f} s"),
+        ("peak memory of one process", NOT_MEASURED if memory is None else f"{memory:.1f} GiB"),
+        ("energy of the whole run", NOT_MEASURED if energy is None else f"{energy:.3g} Wh, {scope}"),
+        *((key, _listed(value)) for key, value in environment.items()),
+        ("versions", _listed([f"{key} {value}" for key, value in versions.items()])),
+    ]
+    return {
+        "options_table": options_table(run),
+        "protocols_table": options_table(
+            {key: _joined(value) for key, value in (metrics.get("protocols") or {}).items()}, head="benchmark"
+        ),
+        "data_table": options_table({key: _joined(value) for key, value in data.items()}),
+        "cost_table": markup.table(["", ""], [[what, value] for what, value in said if value]).replace("---:", "---"),
+        "seed": None if run.get("seed") is None else markup.plain(run["seed"]),
+        "command": markup.block(command, "shell") if command else None,
+    }
 
-    results = []
-    for key in _sorted_keys(after):
-        if after[key] is None:
-            continue
-        found = _KEY.fullmatch(key)
-        benchmark = found["benchmark"] if found else key.split("_")[0]
-        metric = f"{METRIC_NAMES[found['metric']]}@{found['k']}" if found else key
-        results.append(
-            EvalResult(
-                task_type="image-feature-extraction",
-                task_name="composed image retrieval",
-                dataset_type=benchmark,
-                dataset_name=BENCHMARK_NAMES.get(benchmark, benchmark).replace("`", ""),
-                dataset_config=found["group"] if found else None,
-                metric_type=key.split("_", 1)[-1],
-                metric_name=metric,
-                metric_value=round(float(after[key]), 4),
-            )
-        )
-    return results
+
+def _joined(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        parts = ((key, f"({_joined(part)})" if isinstance(part, Mapping) else part) for key, part in value.items())
+        return ", ".join(f"{key} {part}" for key, part in parts)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _listed(value: Any) -> str:
+    return markup.plain(_joined(value))

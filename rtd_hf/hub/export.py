@@ -60,7 +60,7 @@ def export_text_encoder(model, folder: str | os.PathLike, *, tokenizer=None, bas
         with quiet_transformers():
             save_stock(stock, partial, prefix=backbone.saved_prefix)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, partial)
+                save_tokenizer(tokenizer, partial)
             if adapted:
                 _save_adapter(model, partial / ADAPTER_FOLDER, base_model=base_model)
         _move_into(partial, folder)
@@ -82,7 +82,8 @@ def _stock_model(model) -> torch.nn.Module:
     return stock
 
 
-def _save_tokenizer(tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Saves a tokenizer in the files of both versions of transformers."""
     tokenizer.save_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and type(backend.model).__name__ == "BPE":

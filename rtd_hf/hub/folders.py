@@ -49,12 +49,17 @@ def prepare_output_dir(folder: str | os.PathLike) -> Path:
             "Nothing was changed. Choose an empty or a new folder, such as a sub-folder of this one."
         )
     try:
-        from .. import __version__
-
-        marker.write_text(json.dumps({"written_by": "rtd_hf", "version": __version__}) + "\n", encoding="utf-8")
+        marker.write_text(ownership(), encoding="utf-8")
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
+
+
+def ownership() -> str:
+    """What stands in the marker file, in a folder and in a repository on the Hub."""
+    from .. import __version__
+
+    return json.dumps({"written_by": "rtd_hf", "version": __version__}) + "\n"
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:

@@ -129,12 +129,13 @@ def find_file(path: str | os.PathLike) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- what it looks like
-def read_checkpoint(file: Path) -> Any:
+def read_checkpoint(file: Path, *, wanted: str = "an image-to-word projection") -> Any:
     """
     Reads a checkpoint without running anything in it.
 
     Args:
         file (`Path`): A file of `torch.save`, of today's or of the old format, or a safetensors file.
+        wanted (`str`, *optional*): What it is a checkpoint of, for messages.
 
     Returns:
         What was saved, tensors on the CPU (some may still be mapped from the file); a pickled module comes as an
@@ -146,7 +147,7 @@ def read_checkpoint(file: Path) -> Any:
     with file.open("rb") as stream:
         head = stream.read(512)
     if head.startswith(_ZIP):
-        return _load(file, _names_in_zip(file), new_format=True)
+        return _load(file, _names_in_zip(file, wanted), new_format=True)
     if head.startswith(_LEGACY):
         return _load(file, _names_in_legacy(file), new_format=False)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 * 2**20:
@@ -181,7 +182,7 @@ def _cut_short(file: Path, reason: object) -> ValueError:
 
 
 # ------------------------------------------------------------------------------------------ what its pickle would call
-def _names_in_zip(file: Path) -> set[str]:
+def _names_in_zip(file: Path, wanted: str) -> set[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -189,7 +190,7 @@ def _names_in_zip(file: Path) -> set[str]:
             if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
                 raise ValueError(
                     f"`{file}` is a TorchScript archive, such as OpenAI's CLIP itself, and holds code. Give the "
-                    f"checkpoint of an image-to-word projection."
+                    f"checkpoint of {wanted}: weights alone, saved with `torch.save(model.state_dict(), ...)`."
                 )
             pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
@@ -246,7 +247,7 @@ def _names_in_pickle(stream: BinaryIO, file: Path) -> set[str]:
     if strange:
         shown = ", ".join(f"`{name[:80]}`" for name in strange[:5]) + (", ..." if len(strange) > 5 else "")
         raise ValueError(
-            f"`{file}` would import {shown}, which no checkpoint of a projection needs: it may be malicious. Nothing "
+            f"`{file}` would import {shown}, which no checkpoint needs: it may be malicious. Nothing "
             f"of it was run. If you trust it, save its state dict alone with `torch.save` or safetensors."
         )
     return names

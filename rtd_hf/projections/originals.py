@@ -141,6 +141,7 @@ def load_original(
     with torch.random.fork_rng(devices=[]):  # loading draws no random numbers
         projection = subclass.build(kind, width, height, **options)
     projection.load_state_dict(weights)
+    projection.config.license = LICENSES[kind]  # kept with the weights: it may bind what is trained with them
     report = OriginalReport(
         *(found.file, found.layout, kind, width, options["hidden_dim"], height, backbone),
         *(tuple(found.dropped), tuple(dict.fromkeys(found.notes)), LICENSES[kind]),

@@ -1,0 +1,116 @@
+"""Runs that are stopped: by a signal, which they obey after the step, or by a kill, which leaves half a checkpoint."""
+
+import json
+import os
+import signal
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from .distributed import any_process
+
+
+logger = logging.get_logger(__name__)
+
+# BSD's EX_TEMPFAIL, "try again later": what a script ends with that was told to stop and can go on.
+PREEMPTED_EXIT_CODE = 75
+_STATE, _ZIPPED = "trainer_state.json", (".pt", ".pth", ".bin")
+
+
+class StopOnSignal(TrainerCallback):
+    """
+    On SIGTERM, with which schedulers announce that a machine is taken away, the step is finished, a checkpoint is
+    saved, and the training ends. One process that is told is enough: all agree after each step.
+
+    Attributes:
+        stopped (`bool`): Whether that happened.
+    """
+
+    def __init__(self):
+        self.stopped = self._told = False
+        self._previous: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Listens from here; handlers can be set in the main thread only."""
+        self.stopped = self._told = False
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._tell)
+
+    def _tell(self, number: int, frame: Any) -> None:
+        self._told = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Saves and ends the training where any process was told to."""
+        if any_process(self._told, device=args.device):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Listens no more."""
+        if self._previous is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+
+def check_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> None:
+    """
+    Makes sure that a training can go on from a checkpoint: that all of it was written.
+
+    Args:
+        folder (`str` or `os.PathLike`): The checkpoint.
+        processes (`int`, *optional*, defaults to 1): Of the run that wrote it; each leaves a state of its own.
+
+    Raises:
+        ValueError: Something is missing or cut off; the message says what.
+    """
+    folder = Path(folder)
+    try:
+        json.loads((folder / _STATE).read_text(encoding="utf-8"))  # written last
+        for file in folder.iterdir():
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+            elif file.suffix in _ZIPPED and not zipfile.is_zipfile(file):
+                raise ValueError(f"`{file.name}` is cut off")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"The checkpoint `{folder}` is not whole ({error}), as when a run is killed while it saves. Go on from an "
+            f"earlier one, or from `last`, which passes over such checkpoints."
+        ) from error
+    states = len(list(folder.glob("rng_state_*.pth")))  # a process alone has no number
+    if 0 < states < processes:
+        raise ValueError(
+            f"The checkpoint `{folder}` holds the random states of {states} processes, fewer than the {processes} of "
+            f"this run. It is not whole, or was written by fewer processes: start as many as then."
+        )
+
+
+def last_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> str | None:
+    """
+    The latest checkpoint of a run that is whole; later ones that are not are named in a warning.
+
+    Args:
+        folder (`str` or `os.PathLike`): The run's output folder.
+        processes (`int`, *optional*, defaults to 1): Of the run.
+
+    Returns:
+        `str`, or `None` where there is none.
+    """
+    found = {}
+    for checkpoint in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = checkpoint.name.rpartition("-")[2]
+        if number.isdigit() and checkpoint.is_dir():
+            found[int(number)] = checkpoint
+    for number in sorted(found, reverse=True):
+        try:
+            check_checkpoint(found[number], processes=processes)
+        except ValueError as error:
+            logger.warning(f"{error}")
+            continue
+        return str(found[number])
+    return None
