@@ -217,7 +217,7 @@ class TestBadInput:
         message = failure(
             "--resume_from_checkpoint", "last", "--output_dir", str(tmp_path / "o"), monkeypatch=monkeypatch
         )
-        assert "finds no checkpoint" in message
+        assert "finds no whole checkpoint" in message
 
     def copy_of_the_clip(self, tmp_path: Path) -> Path:
         from rtd_hf.shapes import ASSETS
@@ -238,11 +238,33 @@ def test_recipe_says_what_it_is_understood_as(recipe, monkeypatch, tmp_path):
     kinds = (script["ScriptArguments"], script["ModelArguments"], RTDTrainingArguments)
     command = ["--config", str(recipe), "--output_dir", str(tmp_path), "--temperature", "0.05"]
     parsed = script["parse"](kinds, command, default_recipe="none.yaml", description="")
-    wanted = {**yaml.safe_load(recipe.read_text()), "output_dir": str(tmp_path), "temperature": 0.05}
+    from utils.arguments import read_recipe
+
+    wanted = {**read_recipe(recipe), "output_dir": str(tmp_path), "temperature": 0.05}
     assert len(wanted) > 8
     for name, value in wanted.items():
         (found,) = [getattr(part, name) for part in parsed if hasattr(part, name)]
         assert found == value, name
+
+
+def test_a_recipe_stands_on_others(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from utils.arguments import read_recipe
+
+    (tmp_path / "more").mkdir()
+    (tmp_path / "base.yaml").write_text("seed: 1\nmax_steps: 10\n")
+    (tmp_path / "more" / "steps.yaml").write_text("max_steps: 20\nlearning_rate: 0.1\n")
+    (tmp_path / "all.yaml").write_text("include: [base.yaml, more/steps.yaml]\nlearning_rate: 0.2\n")
+    assert read_recipe(tmp_path / "all.yaml") == {"seed": 1, "max_steps": 20, "learning_rate": 0.2}
+    paper = read_recipe(EXAMPLES / "recipes" / "paper_lincir_l14.yaml")
+    assert paper["gather_across_devices"] is False and paper["max_steps"] == 2000
+
+    (tmp_path / "base.yaml").write_text("include: all.yaml\n")
+    with pytest.raises(ValueError, match="includes itself"):
+        read_recipe(tmp_path / "all.yaml")
+    (tmp_path / "base.yaml").write_text("include: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        read_recipe(tmp_path / "all.yaml")
 
 
 HELP_PROGRAM = """
