@@ -222,11 +222,16 @@ class RTDTrainer(PushesDropIns, Trainer):
         if model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} after {self.state.global_step} steps. The weights are still those before "
-                f"this batch. {self._advice()}"
+                f"this batch, of which on process {rank()} {_broken_rows(queries, anchors)}. {self._advice()}"
             )
         batch = len(anchors) // 2 if self.args.refined_batch else len(anchors)
         similarity = F.cosine_similarity(queries[:batch].detach().float(), anchors[:batch].detach().float())
-        self._metrics["train" if model.training else "eval"]["target_similarity"].append(similarity)
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["target_similarity"].append(similarity)
+        # Cosine of neighbours in the batch: near 1 where the encoder has collapsed and all queries are alike.
+        metrics["query_similarity"].append(
+            F.cosine_similarity(queries[:batch].detach().float(), queries[:batch].detach().roll(1, 0).float())
+        )
 
     @property
     def preempted(self) -> bool:
@@ -236,6 +241,17 @@ class RTDTrainer(PushesDropIns, Trainer):
     def trained_encoder(self) -> nn.Module:
         """The encoder as it is now, out of its parallel wrapper and in one piece. To be called by all processes."""
         return unsharded(self.accelerator.unwrap_model(self.model))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """HF's, which it takes of every step before the weights move; they must not follow a gradient of NaN."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16 skips such steps itself
+        if not scaled and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient's norm is {float(norm)} after {self.state.global_step} steps. The weights are still "
+                f"those before this step. {self._advice()}"
+            )
+        return norm
 
     def _check_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """A step may have broken the weights since the last loss, and no checkpoint must hold such weights."""
@@ -344,6 +360,18 @@ class RTDTrainer(PushesDropIns, Trainer):
         if encoder is not None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
             export_text_encoder(encoder, folder, tokenizer=self.processing_class)
+
+
+def _broken_rows(queries: torch.Tensor, anchors: torch.Tensor) -> str:
+    """Which rows of a batch have embeddings that are not finite, in words."""
+    broken = {}
+    for name, embeds in (("queries", queries), ("anchors", anchors)):
+        rows = (~torch.isfinite(embeds.detach()).all(1)).nonzero().squeeze(1).tolist()
+        if rows:
+            broken[name] = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    if not broken:
+        return "all embeddings are finite"
+    return " and ".join(f"the {name} of rows {rows}" for name, rows in broken.items()) + " are not finite"
 
 
 def _part(inputs: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

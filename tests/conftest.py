@@ -28,6 +28,7 @@ refuse_other_hosts()
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--run-huge", action="store_true", help="also run the tests marked huge: minutes and 14 GB each")
 
 
 def pytest_configure(config):
@@ -38,7 +39,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     slow = pytest.mark.skip(reason="slow: give --run-slow")
     gpu = pytest.mark.skip(reason="gpu: no CUDA device")
+    huge = pytest.mark.skip(reason="huge: give --run-huge")
     for item in items:
+        if "huge" in item.keywords and not config.getoption("--run-huge"):
+            item.add_marker(huge)
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(slow)
         if "gpu" in item.keywords and not torch.cuda.is_available():

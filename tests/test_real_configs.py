@@ -37,7 +37,9 @@ SIZES = {
     "metaclip-l14": 123_650_304,
 }
 # On two cores B/32 takes seconds, L/14 some 20 s, bigG/14 minutes and 14 GB of memory.
-NAMES = [pytest.param(name, marks=() if name == "openai-b32" else pytest.mark.slow) for name in SIZES]
+MARKS = {"openai-l14": pytest.mark.slow, "metaclip-l14": pytest.mark.slow}
+MARKS |= {"laion-h14": pytest.mark.huge, "laion-bigg14": pytest.mark.huge}
+NAMES = [pytest.param(name, marks=MARKS.get(name, ())) for name in SIZES]
 
 
 def full_tower(name):

@@ -104,6 +104,7 @@ def test_everything_lies_in_the_folder(clip, tmp_path):
     encoder_files = {"config.json", "model.safetensors"}
     tokenizer_files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     others = {"preprocessor_config.json", "metrics.json", "recipe.yaml", "README.md", ".rtd_hf.json"}
+    others |= {"modules.json", "config_sentence_transformers.json", "sentence_rtd_config.json"}
     parts = {"projection/config.json", "projection/model.safetensors", ".eval_results/cirr.yaml"}
     assert files_of(folder) == encoder_files | tokenizer_files | others | parts
 

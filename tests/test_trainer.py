@@ -431,6 +431,8 @@ def test_a_batch_that_gives_nan_stops_the_run_with_whole_weights(tmp_path):
         trainer.train()
     message = str(caught.value)
     assert "The loss is nan after 2 steps" in message and str(tmp_path) in message
+    # Eight queries; the anchors come from the frozen encoder, which knows no pseudo-words.
+    assert "on process 0 the queries of rows 0, 1, 2, 3, 4, 5, 6, 7 are not finite" in message
     for option in ("`learning_rate` (now 0.001)", "`temperature` (now 0.07)", "`max_grad_norm` (now 1)"):
         assert option in message
     assert same(weights_of(trainer.model), trainer.before)
@@ -440,6 +442,35 @@ def test_a_batch_that_gives_nan_stops_the_run_with_whole_weights(tmp_path):
     resumed = make_trainer(tmp_path, max_steps=5)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.state.global_step == 5
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_nan_stops_the_run_with_whole_weights(tmp_path, max_grad_norm):
+    class Poisoned(RTDTrainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)  # finite, and so are the embeddings
+            if self.state.global_step == 2:
+                self.before = weights_of(self.model)
+                self.model.text_projection.weight.grad[3, 1] = float("inf")
+            return loss
+
+    trainer = make_trainer(tmp_path, trainer_class=Poisoned, max_steps=5, max_grad_norm=max_grad_norm)
+    with pytest.raises(FloatingPointError, match=r"The gradient's norm is (nan|inf) after 2 steps.*`learning_rate`"):
+        trainer.train()
+    assert same(weights_of(trainer.model), trainer.before)
+
+
+def test_queries_that_are_all_alike_show_in_the_log(tmp_path):
+    class Collapsed(RTDTrainer):
+        def encode_queries(self, model, inputs, words):
+            queries = super().encode_queries(model, inputs, words)
+            return queries[:1] + 1e-4 * queries
+
+    healthy, collapsed = make_trainer(tmp_path), make_trainer(tmp_path, trainer_class=Collapsed)
+    for trainer in (healthy, collapsed):
+        trainer.train()
+    found = [trainer.state.log_history[0]["query_similarity"] for trainer in (healthy, collapsed)]
+    assert found[0] < 0.98 < 0.999 < found[1]
 
 
 @LORA_KINDS
