@@ -23,6 +23,25 @@ def run_on_processes(number: int, script: Path, *arguments: str) -> None:
         pytest.fail(done.stderr[-4000:])
 
 
+def installed_beside(request: pytest.FixtureRequest, name: str, packages: list[str]) -> Path:
+    """A folder with other packages, to be put before this environment; made once and kept in pytest's cache.
+
+    Args:
+        request (`pytest.FixtureRequest`): Of the fixture that needs them.
+        name (`str`): Of the folder, with the versions in it.
+        packages (`list[str]`): Such as `open_clip_torch==3.3.0`; what they depend on is not installed.
+    """
+    folder = request.config.cache.mkdir(name)
+    if not (folder / "complete").exists():
+        options = "--quiet --no-deps --upgrade --target".split()
+        command = [sys.executable, "-m", "pip", "install", *options, str(folder), *packages]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.fail(f"pip could not install {packages}:\n{done.stderr}")
+        (folder / "complete").touch()
+    return folder
+
+
 def leave() -> None:
     """Ends a worker whose results are written, at once and together with the others.
 

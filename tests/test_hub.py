@@ -10,6 +10,7 @@ import pytest
 import torch
 from backbone_models import siglip_tokenizer, tiny_backbone
 from helpers import tiny_text_model, tiny_tokenizer
+from processes import installed_beside
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -406,25 +407,7 @@ def old_transformers(request) -> Path:
     name = "-".join(
         ["transformers", *OLD_TRANSFORMERS.values(), f"py{sys.version_info.major}{sys.version_info.minor}"]
     )
-    folder = request.config.cache.mkdir(name)
-    complete = folder / "complete"
-    if not complete.exists():
-        wanted = [f"{package}=={version}" for package, version in OLD_TRANSFORMERS.items()]
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--upgrade",
-            "--target",
-            str(folder),
-        ]
-        done = subprocess.run([*command, *wanted], capture_output=True, text=True)
-        assert done.returncode == 0, f"pip could not install {wanted}:\n{done.stderr}"
-        complete.touch()
-    return folder
+    return installed_beside(request, name, [f"{package}=={version}" for package, version in OLD_TRANSFORMERS.items()])
 
 
 @pytest.mark.slow

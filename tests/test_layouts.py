@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_projection, tiny_text_model, tiny_tokenizer
 from PIL import Image
+from processes import installed_beside
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_hub import lora, old_transformers  # noqa: F401 (a fixture)
@@ -811,24 +812,8 @@ def test_the_script_writes_and_reads(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="session")
 def open_clip(request) -> Path:
     """A folder with open_clip, to be put before this environment; made once and kept in pytest's cache."""
-    wanted = [f"{package}=={version}" for package, version in OPEN_CLIP.items()]
-    folder = request.config.cache.mkdir(f"open_clip-py{sys.version_info.major}{sys.version_info.minor}")
-    if not (folder / "complete").exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--upgrade",
-            "--target",
-            str(folder),
-        ]
-        done = subprocess.run([*command, *wanted], capture_output=True, text=True)
-        assert done.returncode == 0, f"pip could not install {wanted}:\n{done.stderr}"
-        (folder / "complete").touch()
-    return folder
+    name = f"open_clip-py{sys.version_info.major}{sys.version_info.minor}"
+    return installed_beside(request, name, [f"{package}=={version}" for package, version in OPEN_CLIP.items()])
 
 
 OPEN_CLIP_PROGRAM = """
@@ -880,9 +865,16 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-B-32"])
-@pytest.mark.parametrize("custom", [False, True], ids=["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize(
+    ("name", "custom"),
+    [
+        # Each loads B/32 several times; these two have every option between them.
+        pytest.param("ViT-B-32-quickgelu", False, marks=pytest.mark.slow),
+        pytest.param("ViT-B-32", True, marks=pytest.mark.slow),
+        pytest.param("ViT-B-32-quickgelu", True, marks=pytest.mark.huge),
+        pytest.param("ViT-B-32", False, marks=pytest.mark.huge),
+    ],
+)
 def test_open_clip_itself_agrees_both_ways(open_clip, name, custom, tmp_path):
     ids = [[49406, 320, 1125, 539, 320, 1929, 49407], [49406, 320, 49407], [49406, *range(500, 575), 49407]]
     layout = "open_clip_custom" if custom else "open_clip"

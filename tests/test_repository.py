@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from backbone_models import siglip_tokenizer, tiny_backbone
+from processes import installed_beside
 from safetensors.torch import load_file
 from test_hub import OLD_TRANSFORMERS, old_transformers  # noqa: F401 (a fixture)
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
@@ -356,24 +357,7 @@ print(json.dumps({"ids": rows["input_ids"], "states": [part.tolist() for part in
 @pytest.fixture(scope="session")
 def diffusers(request) -> Path:
     """A folder with diffusers, to be put before this environment; made once and kept in pytest's cache."""
-    folder = request.config.cache.mkdir(DIFFUSERS[0].replace("==", "-"))
-    complete = folder / "complete"
-    if not complete.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--upgrade",
-            "--target",
-            str(folder),
-        ]
-        done = subprocess.run([*command, *DIFFUSERS], capture_output=True, text=True)
-        assert done.returncode == 0, f"pip could not install {DIFFUSERS}:\n{done.stderr}"
-        complete.touch()
-    return folder
+    return installed_beside(request, DIFFUSERS[0].replace("==", "-"), list(DIFFUSERS))
 
 
 @pytest.mark.slow
