@@ -21,7 +21,7 @@ from pathlib import Path
 from utils.arguments import one_screen_errors, parse, wants_help
 from utils.tables import aligned, markdown
 from utils.trials import COLUMNS, Trials, cells, circumstances, heading, mean, measure, summarise, told
-from utils.triplet_sets import SETS, triplet_set
+from utils.triplet_sets import SETS, asked_for, triplet_set
 
 
 HERE = Path(__file__).parent
@@ -149,6 +149,7 @@ def rows_of(found: dict[str, dict], script: ScriptArguments) -> list[dict]:
     for name in script.sets:
         runs = [found[f"{name} {seed}"] for seed in range(1, script.seeds + 1)]
         row = {"set": name, "what": SETS[name], "metrics": summarise([run["per_query"] for run in runs], frozen)}
+        row["by kind"] = by_kind(runs)
         reports = [found[f"report of {name} {seed}"] for seed in range(1, script.seeds + 1)]
         row["different triplets"] = round(mean([report["different"] for report in reports]))
         row["measures"] = {
@@ -158,6 +159,15 @@ def rows_of(found: dict[str, dict], script: ScriptArguments) -> list[dict]:
         }
         rows.append(row)
     return sorted(rows, key=lambda row: -row["metrics"][COLUMNS[1]]["mean"])
+
+
+def by_kind(runs: list[dict]) -> dict[str, float]:
+    """R@10 of the queries that ask for each kind of change, the mean over runs."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for text, value in zip(queries(), run["per_query"][COLUMNS[1]], strict=True):
+            values.setdefault(asked_for(text), []).append(value)
+    return {kind: round(mean(values[kind]), 1) for kind in sorted(values)}
 
 
 def foretold(rows: list[dict]) -> dict[str, float]:
@@ -190,6 +200,10 @@ def main(script: ScriptArguments, args) -> None:
     frozen = cells(FROZEN, summarise([found[FROZEN]["per_query"]]))
     lines = [heading("triplets"), frozen, *(cells(row["set"], row["metrics"]) for row in rows)]
     say("\n" + aligned(lines) + "\n\n" + markdown(lines))
+    kinds = {FROZEN: by_kind([found[FROZEN]]), **{row["set"]: row["by kind"] for row in rows}}
+    lines = [[f"{COLUMNS[1]} by change", *kinds[FROZEN]]]
+    lines += [[name, *(f"{value:.0f}" for value in values.values())] for name, values in kinds.items()]
+    say("\n" + aligned(lines))
     correlations = foretold(rows)
     table = [["measure", *(row["set"] for row in rows), "correlation"]]
     for name, correlation in correlations.items():
@@ -202,6 +216,7 @@ def main(script: ScriptArguments, args) -> None:
             "seeds": list(range(1, script.seeds + 1)),
             "interval": "95 %, paired bootstrap over the queries of their mean over the seeds",
             "frozen": summarise([found[FROZEN]["per_query"]]),
+            "frozen by kind": kinds[FROZEN],
             "rows": rows,
             "rank correlation with the gain": correlations,
         }

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from compare_triplets import foretold  # noqa: E402
 from utils.trials import Trials  # noqa: E402
-from utils.triplet_sets import COLUMNS, SETS, says_held_out, triplet_set  # noqa: E402
+from utils.triplet_sets import COLUMNS, SETS, asked_for, says_held_out, triplet_set  # noqa: E402
 
 
 class TestTrials:
@@ -77,6 +77,19 @@ class TestTripletSets:
         assert {row["rule"] for row in triplet_set("rules: attribute", 200, 1)} == {"attribute"}
         assert {row["rule"] for row in triplet_set("rules: add, remove", 200, 1)} == {"add", "remove"}
         assert len({row["rule"] for row in triplet_set("rules", 200, 1)}) > 5
+
+
+def test_what_a_query_asks_for_is_told_by_its_words():
+    """Against the edits themselves; a few texts fit two kinds, such as "has the circle in red"."""
+    from rtd_hf.shapes.edits import EDIT_KINDS, sample_edit
+
+    rng, right, total = random.Random(0), Counter(), Counter()
+    for _ in range(3000):
+        edit = sample_edit(sample_scene(rng, "train"), rng)
+        right[edit.kind] += asked_for(edit.text) == edit.kind
+        total[edit.kind] += 1
+    shares = {kind: right[kind] / total[kind] for kind in EDIT_KINDS}
+    assert min(shares.values()) > 0.6 and sum(right.values()) / sum(total.values()) > 0.85, shares
 
 
 def test_rank_correlation():

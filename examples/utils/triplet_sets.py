@@ -125,3 +125,25 @@ def _object() -> Callable[[str], Iterator[re.Match]]:
     return re.compile(
         rf"{before}(?P<colour>{colour}) (?P<shape>{shape})(?:e?s)?\b(?: with (?:stripes|dots|spots))?"
     ).finditer
+
+
+# What a query of the world asks for, told by its words; the first that fits.
+_ASKED = {
+    "background": "background",
+    "add": "add also added",
+    "remove": "remove without longer gone only",
+    "move": "move moves left right top bottom middle centre above below over under high low",
+    "count": "one two three four single them",
+    "texture": "striped dotted spotted plain solid stripes dots spots pattern",
+    "size": "small large little tiny big smaller larger bigger",
+    "shape": "replace into has",
+    "colour": "red orange yellow green cyan blue purple pink",
+}
+
+
+def asked_for(text: str) -> str:
+    """The kind of change that a conditioning text of the world asks for, by its words: one of nine."""
+    words = set(re.findall(r"\w+", text.lower()))
+    if "one" in words:  # "only one circle" counts, "only the circle" removes
+        words.discard("only")
+    return next((kind for kind, telling in _ASKED.items() if words & set(telling.split())), "shape")
