@@ -91,7 +91,7 @@ class ProjectionTrainer(Trainer):
 
     Raises:
         TypeError: `model` is no projection.
-        ValueError: there are fewer rows than one step takes, or one process is to drive several GPUs.
+        ValueError: there are fewer rows than one step takes, one process is to drive several GPUs, or `push_to_hub`.
         FloatingPointError: In training, as soon as the loss is not finite.
     """
 
@@ -108,6 +108,12 @@ class ProjectionTrainer(Trainer):
     ):
         if not isinstance(model, ImageToWordProjection):
             raise TypeError(f"`model` must be an `ImageToWordProjection`, but is a {type(model).__name__}.")
+        if args.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` is not for projections: HF's `Trainer` would upload `training_args.bin`, which holds "
+                "your token in plain text. A projection is published with the text encoder it was trained for "
+                "(`examples/push_to_hub.py`), or alone by its own `push_to_hub(repo_id, private=True)`."
+            )
         _check(train_dataset, args)
         rows = None if train_dataset is None else KeyedRows(train_dataset, args.seed)
         self.objective, self.evaluators = objective, tuple(evaluators)

@@ -177,6 +177,9 @@ def test_bad_beginnings_are_refused(clip, tmp_path):
     objective = objective_for("lincir", clip, projection_for("lincir"))
     with pytest.raises(TypeError, match="`model` must be an `ImageToWordProjection`, but is a Linear"):
         ProjectionTrainer(torch.nn.Linear(2, 2), arguments, objective=objective)
+    pushing = ProjectionTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, **QUIET)
+    with pytest.raises(ValueError, match="`push_to_hub` is not for projections"):
+        ProjectionTrainer(projection_for("lincir"), pushing, objective=objective)
     with pytest.raises(ValueError, match="`train_dataset` holds 3 rows, fewer than the 8 of one step"):
         ProjectionTrainer(projection_for("lincir"), arguments, objective=objective, train_dataset=Rows("lincir", 3))
 
