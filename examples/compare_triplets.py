@@ -8,7 +8,7 @@ foretells their order. Every training is written down as it ends, in `--output_d
 was stopped goes on, and several processes may share the work, each with `--sets` of its own.
 """
 
-# ci: --sets world "rules: attribute" "world, shuffled" --seeds 1 --max_steps 3 --num_triplets 600 --output_dir {tmp}
+# ci: --sets world rules --seeds 1 --max_steps 3 --num_triplets 600 --output_dir {tmp}
 
 import json
 import sys
