@@ -145,3 +145,37 @@ def tiny_projection(**options):
             # As wide as the tiny encoder's token embeddings, so that the noise and a wrong word show in the result.
             torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
     return projection
+
+
+def tiny_trainer(folder, *, max_steps: int, eval_rows: int, peft_config=None, evaluators=(), callbacks=(), **options):
+    """A training of the tiny encoder on 27 triplets, four a step and process, always with the same weights."""
+    from datasets import Dataset
+
+    from rtd_hf.models import CLIPTextModelForRTD
+    from rtd_hf.trainer import RTDTrainer
+    from rtd_hf.training_args import RTDTrainingArguments
+
+    torch.manual_seed(7)
+    args = RTDTrainingArguments(
+        output_dir=str(folder),
+        max_steps=max_steps,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    return RTDTrainer(
+        tiny_text_model(CLIPTextModelForRTD),
+        args,
+        projection=tiny_projection(),
+        processing_class=tiny_tokenizer(),
+        train_dataset=Dataset.from_list(tiny_triplets(27)),
+        eval_dataset=Dataset.from_list(tiny_triplets(eval_rows)),
+        evaluators=evaluators,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )

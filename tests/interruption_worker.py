@@ -8,45 +8,19 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars
-from helpers import tiny_projection, tiny_text_model, tiny_tokenizer, tiny_triplets
+from datasets import disable_progress_bars
+from helpers import tiny_trainer
 
 from rtd_hf.interruptions import last_checkpoint
-from rtd_hf.models import CLIPTextModelForRTD
-from rtd_hf.trainer import RTDTrainer
-from rtd_hf.training_args import RTDTrainingArguments
 
 
 STEPS, KILLS = 24, 20
 
 
-def trainer_for(folder: Path, **more) -> RTDTrainer:
+def trainer_for(folder: Path, **more):
     """A run that saves after each step and evaluates after every second one."""
-    torch.manual_seed(7)
-    args = RTDTrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_steps=1,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=2,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    return RTDTrainer(
-        tiny_text_model(CLIPTextModelForRTD),
-        args,
-        projection=tiny_projection(),
-        processing_class=tiny_tokenizer(),
-        train_dataset=Dataset.from_list(tiny_triplets(27)),
-        eval_dataset=Dataset.from_list(tiny_triplets(8)),
-        **more,
-    )
+    saving = {"save_steps": 1, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 2}
+    return tiny_trainer(folder, max_steps=STEPS, eval_rows=8, **saving, **more)
 
 
 def attempt(folder: Path) -> None:

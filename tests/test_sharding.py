@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from helpers import tiny_projection, tiny_text_model, tiny_tokenizer, tiny_triplets
+from helpers import tiny_text_model, tiny_trainer
 from processes import leave, run_on_processes
 from transformers import CLIPTextModelWithProjection
 
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.sharding import is_sharded, unsharded, whole_weights
-from rtd_hf.trainer import RTDTrainer
-from rtd_hf.training_args import RTDTrainingArguments
 
 
 WAYS = {"full": "FULL_STATE_DICT", "shards": "SHARDED_STATE_DICT", "lora": "FULL_STATE_DICT"}
@@ -37,8 +34,7 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = patched
 
 
-def trainer_for(folder: Path, way: str, state_dict_type: str | None) -> RTDTrainer:
-    torch.manual_seed(7)
+def trainer_for(folder: Path, way: str, state_dict_type: str | None):
     options, peft_config = {}, None
     if state_dict_type:
         layers = {"transformer_layer_cls_to_wrap": ["PackedCLIPEncoderLayer"], "state_dict_type": state_dict_type}
@@ -47,30 +43,10 @@ def trainer_for(folder: Path, way: str, state_dict_type: str | None) -> RTDTrain
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=2, lora_alpha=4, target_modules=list(CLIPTextModelForRTD.lora_target_modules))
-    args = RTDTrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_steps=2,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
-    return RTDTrainer(
-        tiny_text_model(CLIPTextModelForRTD),
-        args,
-        projection=tiny_projection(),
-        processing_class=tiny_tokenizer(),
-        train_dataset=Dataset.from_list(tiny_triplets(27)),
-        # Three batches for two processes, and a metric that is measured on the encoder in one piece.
-        eval_dataset=Dataset.from_list(tiny_triplets(10)),
-        evaluators=[lambda model: {"norm": float(sum(weight.square().sum() for weight in model.parameters()))}],
-        peft_config=peft_config,
-    )
+    # Three batches of evaluation for two processes, and a metric that is measured on the encoder in one piece.
+    norm = [lambda model: {"norm": float(sum(weight.square().sum() for weight in model.parameters()))}]
+    options |= {"save_steps": 2, "evaluators": norm, "peft_config": peft_config}
+    return tiny_trainer(folder, max_steps=STEPS, eval_rows=10, **options)
 
 
 def main(folder: str) -> None:
