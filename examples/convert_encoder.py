@@ -15,8 +15,6 @@ layout. What is written is read again and compared where it can be. Nothing in a
 # ci: --to open_clip_custom --model shapes --output_dir {tmp}
 # ci: --to rtd --model shapes --output_dir {tmp}
 # ci: --to clip_model --model shapes --base shapes --output_dir {tmp}
-# ci: --to onnx --model shapes --projection shapes --output_dir {tmp}
-# ci: --to sentence_transformers --model shapes --projection shapes --base shapes --output_dir {tmp}
 # ci: --from auto --demo open_clip --output_dir {tmp}
 # ci: --from rtd --demo rtd --base shapes --output_dir {tmp}
 
