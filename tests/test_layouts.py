@@ -808,6 +808,13 @@ def test_the_script_writes_and_reads(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(("layout", "more"), [("onnx", []), ("sentence_transformers", ["--base", "shapes"])])
+def test_the_script_writes_layouts_that_need_more_packages(monkeypatch, tmp_path, capsys, layout, more):
+    out = tmp_path / "out"
+    convert(monkeypatch, "--to", layout, "--model", "shapes", "--projection", "shapes", *more, "--output_dir", out)
+    assert "written: " in capsys.readouterr().out and any(out.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------- the real open_clip
 @pytest.fixture(scope="session")
 def open_clip(request) -> Path:
