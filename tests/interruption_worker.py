@@ -20,7 +20,7 @@ STEPS, KILLS = 24, 20
 def trainer_for(folder: Path, **more):
     """A run that saves after each step and evaluates after every second one."""
     saving = {"save_steps": 1, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 2}
-    return tiny_trainer(folder, max_steps=STEPS, eval_rows=8, **saving, **more)
+    return tiny_trainer(folder, max_steps=STEPS, eval_rows=8, **{**saving, **more})
 
 
 def attempt(folder: Path) -> None:

@@ -44,7 +44,7 @@ def same(left, right):
 
 def test_a_signal_ends_the_run_after_its_step(tmp_path, whole):
     before = signal.getsignal(signal.SIGTERM)
-    trainer = trainer_for(tmp_path, callbacks=[Signal(5)])
+    trainer = trainer_for(tmp_path, callbacks=[Signal(5)], save_steps=100)  # of itself it would save nothing
     trainer.train()
     assert trainer.preempted and trainer.state.global_step == 5
     assert signal.getsignal(signal.SIGTERM) is before
