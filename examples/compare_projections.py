@@ -10,7 +10,6 @@ from a bootstrap over the queries, of their mean over the seeds.
 
 # ci: --projections pic2word fti4cir --seeds 1 --max_steps 3 --num_triplets 600 --output_dir {tmp}
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from pathlib import Path
 from utils.arguments import one_screen_errors, parse, wants_help
 from utils.parts import WORLD_PROJECTIONS, ModelArguments, load_parts, load_triplets
 from utils.tables import aligned, markdown
-from utils.trials import Trials, cells, circumstances, heading, measure, summarise, told
+from utils.trials import Trials, cells, heading, measure, summarise, told, trained, write_figures
 
 
 HERE = Path(__file__).parent
@@ -64,8 +63,6 @@ def train(projection: str, seed: int, use_peft: bool, script: ScriptArguments, a
     """One training; returns the text encoder, and the seconds."""
     from transformers import set_seed
 
-    from rtd_hf import RTDTrainer
-
     set_seed(seed)
     started = time.perf_counter()
     name, _, way = projection.partition(":")
@@ -76,16 +73,14 @@ def train(projection: str, seed: int, use_peft: bool, script: ScriptArguments, a
         words.use_template(parts.projection.config.prompt_template)
     elif way:
         words.config.text_training = way
-    trainer = RTDTrainer(
-        parts.text_encoder,
+    encoder = trained(
+        parts,
         replace(args, seed=seed, learning_rate=script.lora_learning_rate if use_peft else args.learning_rate),
+        load_triplets("shapes", script.num_triplets, seed),
         projection=words,
-        processing_class=parts.tokenizer,
-        train_dataset=load_triplets("shapes", script.num_triplets, seed),
         peft_config=ModelArguments().lora_config(parts.text_encoder) if use_peft else None,
     )
-    trainer.train()
-    return trainer.accelerator.unwrap_model(trainer.model), time.perf_counter() - started
+    return encoder, time.perf_counter() - started
 
 
 def results(script: ScriptArguments, args) -> dict[str, dict]:
@@ -145,15 +140,16 @@ def main(script: ScriptArguments, args) -> None:
     say("\n" + aligned(table(rows)))
     say("\n" + markdown(table(rows)))
     if script.output_json:
-        report = {
-            **circumstances("examples/compare_projections.py", sys.argv[1:], args.device.type),
-            "settings": next(iter(found.values()))["settings"],
-            "seeds": list(range(1, script.seeds + 1)),
-            "interval": "95 %, paired bootstrap over the queries of their mean over the seeds",
-            "training seconds": {name: run["seconds"] for name, run in found.items() if run["seconds"]},
-            "rows": rows,
-        }
-        Path(script.output_json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_figures(
+            script.output_json,
+            "compare_projections",
+            sys.argv[1:],
+            device=args.device.type,
+            seeds=script.seeds,
+            settings=next(iter(found.values()))["settings"],
+            rows=rows,
+            **{"training seconds": {name: run["seconds"] for name, run in found.items() if run["seconds"]}},
+        )
 
 
 if __name__ == "__main__":

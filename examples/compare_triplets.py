@@ -10,7 +10,6 @@ was stopped goes on, and several processes may share the work, each with `--sets
 
 # ci: --sets world rules --seeds 1 --max_steps 3 --num_triplets 600 --output_dir {tmp}
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from utils.arguments import one_screen_errors, parse, wants_help
 from utils.tables import aligned, markdown
-from utils.trials import COLUMNS, Trials, cells, circumstances, heading, mean, measure, summarise, told
+from utils.trials import COLUMNS, Trials, cells, heading, mean, measure, summarise, told, trained, write_figures
 from utils.triplet_sets import SETS, asked_for, triplet_set
 
 
@@ -101,21 +100,13 @@ def train(rows: list[dict], seed: int, script: ScriptArguments, args) -> dict:
     from transformers import set_seed
     from utils.parts import load_parts
 
-    from rtd_hf import RTDTrainer
     from rtd_hf.triplets import TRIPLET_COLUMNS
 
     set_seed(seed)
     started = time.perf_counter()
     parts = load_parts("shapes", script.projection, device=args.device)
-    trainer = RTDTrainer(
-        parts.text_encoder,
-        replace(args, seed=seed),
-        projection=parts.projection,
-        processing_class=parts.tokenizer,
-        train_dataset=Dataset.from_list([{column: row[column] for column in TRIPLET_COLUMNS} for row in rows]),
-    )
-    trainer.train()
-    encoder = trainer.accelerator.unwrap_model(trainer.model)
+    texts = [{column: row[column] for column in TRIPLET_COLUMNS} for row in rows]
+    encoder = trained(parts, replace(args, seed=seed), Dataset.from_list(texts))
     seconds = round(time.perf_counter() - started, 1)
     return {"seconds": seconds, "per_query": measure(script.projection, encoder, str(args.device))}
 
@@ -124,16 +115,17 @@ def results(script: ScriptArguments, args) -> dict[str, dict]:
     """All measurements by name, such as `rules, noisy 2`; what lies there is not made again."""
     settings = {"steps": args.max_steps, "triplets": script.num_triplets, "learning rate": args.learning_rate}
     trials = Trials(args.output_dir, {**settings, "projection": script.projection})
+    drawn = lru_cache(maxsize=1)(triplet_set)
     trials.run(FROZEN, lambda: {"per_query": measure(script.projection, None, str(args.device))})
     for seed, name in product(range(1, script.seeds + 1), script.sets):
 
         def inspect(name=name, seed=seed) -> dict:
-            rows = triplet_set(name, script.num_triplets, seed)
+            rows = drawn(name, script.num_triplets, seed)
             different = len({tuple(row[column] for column in row if column.endswith("_caption")) for row in rows})
             return {"different": different, "measures": report_of(rows, seed)}
 
         def make(name=name, seed=seed) -> dict:
-            return train(triplet_set(name, script.num_triplets, seed), seed, script, args)
+            return train(drawn(name, script.num_triplets, seed), seed, script, args)
 
         trials.run(f"report of {name} {seed}", inspect)
         if trials.run(f"{name} {seed}", make):
@@ -210,17 +202,17 @@ def main(script: ScriptArguments, args) -> None:
         table.append([name, *(f"{row['measures'][name]:.3f}" for row in rows), f"{correlation:+.2f}"])
     say("\n" + aligned(table))
     if script.output_json:
-        report = {
-            **circumstances("examples/compare_triplets.py", sys.argv[1:], args.device.type),
-            "settings": found[FROZEN]["settings"],
-            "seeds": list(range(1, script.seeds + 1)),
-            "interval": "95 %, paired bootstrap over the queries of their mean over the seeds",
-            "frozen": summarise([found[FROZEN]["per_query"]]),
-            "frozen by kind": kinds[FROZEN],
-            "rows": rows,
-            "rank correlation with the gain": correlations,
-        }
-        Path(script.output_json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_figures(
+            script.output_json,
+            "compare_triplets",
+            sys.argv[1:],
+            device=args.device.type,
+            seeds=script.seeds,
+            settings=found[FROZEN]["settings"],
+            frozen=summarise([found[FROZEN]["per_query"]]),
+            rows=rows,
+            **{"frozen by kind": kinds[FROZEN], "rank correlation with the gain": correlations},
+        )
 
 
 if __name__ == "__main__":

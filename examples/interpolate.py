@@ -67,20 +67,11 @@ def trained_encoder(script: InterpolationArguments, args, base: str):
     if script.clip_model != "shapes":
         raise ValueError(f"`--text_encoder` is missing: which encoder was trained from {script.clip_model}?")
     from transformers import set_seed
-
-    from rtd_hf import RTDTrainer
+    from utils.trials import trained
 
     set_seed(args.seed)
     parts = load_parts("shapes", script.projection, device=args.device)
-    trainer = RTDTrainer(
-        parts.text_encoder,
-        args,
-        projection=parts.projection,
-        processing_class=parts.tokenizer,
-        train_dataset=load_triplets("shapes", script.num_triplets, args.seed),
-    )
-    trainer.train()
-    return trainer.accelerator.unwrap_model(trainer.model).eval()
+    return trained(parts, args, load_triplets("shapes", script.num_triplets, args.seed)).eval()
 
 
 def measure(frozen, trained, evaluators: list, alphas: list[float]) -> list[dict]:

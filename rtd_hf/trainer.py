@@ -225,13 +225,11 @@ class RTDTrainer(PushesDropIns, Trainer):
                 f"this batch, of which on process {rank()} {_broken_rows(queries, anchors)}. {self._advice()}"
             )
         batch = len(anchors) // 2 if self.args.refined_batch else len(anchors)
-        similarity = F.cosine_similarity(queries[:batch].detach().float(), anchors[:batch].detach().float())
+        composed = queries[:batch].detach().float()
         metrics = self._metrics["train" if model.training else "eval"]
-        metrics["target_similarity"].append(similarity)
+        metrics["target_similarity"].append(F.cosine_similarity(composed, anchors[:batch].detach().float()))
         # Cosine of neighbours in the batch: near 1 where the encoder has collapsed and all queries are alike.
-        metrics["query_similarity"].append(
-            F.cosine_similarity(queries[:batch].detach().float(), queries[:batch].detach().roll(1, 0).float())
-        )
+        metrics["query_similarity"].append(F.cosine_similarity(composed, composed.roll(1, 0)))
 
     @property
     def preempted(self) -> bool:

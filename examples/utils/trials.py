@@ -56,6 +56,30 @@ class Trials:
         return True
 
 
+def trained(parts, args, triplets, *, projection=None, peft_config=None):
+    """The text encoder after RTD's training.
+
+    Args:
+        parts (`Parts`): What `load_parts` gave; its text encoder is trained.
+        args (`RTDTrainingArguments`): Options.
+        triplets (`datasets.Dataset`): What it learns from.
+        projection (*optional*): Another projection than that of `parts`.
+        peft_config (*optional*): Trains adapters instead of all weights.
+    """
+    from rtd_hf import RTDTrainer
+
+    trainer = RTDTrainer(
+        parts.text_encoder,
+        args,
+        projection=projection or parts.projection,
+        processing_class=parts.tokenizer,
+        train_dataset=triplets,
+        peft_config=peft_config,
+    )
+    trainer.train()
+    return trainer.trained_encoder()
+
+
 @lru_cache(maxsize=1)
 def _evaluators(projection: str, device: str):
     """An evaluator for each form of the world, with the frozen encoder; what they keep of the pictures is reused."""
@@ -127,15 +151,21 @@ def heading(first: str) -> list[str]:
     return [first, *names, f"gain in {names[1]}"]
 
 
-def circumstances(script: str, arguments: Sequence[str], device: str) -> dict[str, Any]:
-    """Command, machine, versions: what a file of figures has to say of them."""
+def write_figures(
+    path: str, script: str, arguments: Sequence[str], *, device: str, seeds: int, **figures: Any
+) -> None:
+    """A file of figures, with what it has to say of them: command, machine, versions, seeds, kind of interval."""
     import platform
 
     import torch
     import transformers
 
-    return {
-        "command": " ".join(["python", script, *arguments]),
+    report = {
+        "command": " ".join(["python", f"examples/{script}.py", *arguments]),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "seeds": list(range(1, seeds + 1)),
+        "interval": "95 %, paired bootstrap over the queries of their mean over the seeds",
+        **figures,
     }
+    Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
