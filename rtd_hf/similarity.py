@@ -49,6 +49,8 @@ class BlockwiseSimilarity:
         normalize (`bool`, *optional*, defaults to `True`): Whether the score is the cosine, or the dot product.
         query_block (`int`, *optional*, defaults to 256): Queries scored at once.
         gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 512.
+        gallery_norms (`torch.Tensor` of shape `(N,)`, *optional*): Lengths of the gallery features, where they are
+            known, and the features known to be finite: a pass over the gallery less.
 
     Raises:
         `ValueError`: For shapes that do not fit, empty sides, or rows that are not finite (which side, and how many).
@@ -62,6 +64,7 @@ class BlockwiseSimilarity:
         normalize: bool = True,
         query_block: int = 256,
         gallery_block: int = 8192,
+        gallery_norms: Tensor | None = None,
     ):
         for name, size in (("query_block", query_block), ("gallery_block", gallery_block)):
             if size < 1:
@@ -84,7 +87,11 @@ class BlockwiseSimilarity:
         self.queries = queries.detach()
         self.query_norms = self._norms("queries", self.queries)
         # The scores are divided by these, not the gallery: a block is then a view of it, and not a copy.
-        self.gallery_norms = self._norms("gallery", self.gallery).to(queries.device)
+        if gallery_norms is None:
+            gallery_norms = self._norms("gallery", self.gallery)
+        elif gallery_norms.shape != gallery.shape[:1]:
+            raise ValueError(f"`gallery_norms` must be of shape ({len(gallery)},), got {tuple(gallery_norms.shape)}.")
+        self.gallery_norms = gallery_norms.to(queries.device)
 
     @property
     def num_blocks(self) -> int:
@@ -274,6 +281,7 @@ def top_k(
     normalize: bool = True,
     query_block: int = 256,
     gallery_block: int = 8192,
+    gallery_norms: Tensor | None = None,
 ) -> TopK:
     """
     Lists the `k` best gallery items of each query. Ties go to the lower gallery position: the lists are reproducible.
@@ -287,6 +295,7 @@ def top_k(
         normalize (`bool`, *optional*, defaults to `True`): Whether to rank by cosine similarity or dot product.
         query_block (`int`, *optional*, defaults to 256): Queries scored at once.
         gallery_block (`int`, *optional*, defaults to 8192): Items scored at once, rounded up to a multiple of 512.
+        gallery_norms (`torch.Tensor` of shape `(N,)`, *optional*): As for [`BlockwiseSimilarity`].
 
     Returns:
         [`TopK`]: Scores and gallery positions, best first.
@@ -295,9 +304,8 @@ def top_k(
         `ValueError`: For features that are not finite, positions outside of the gallery, or fewer than `k` items.
     """
     check_k(k)
-    similarity = BlockwiseSimilarity(
-        queries, gallery, normalize=normalize, query_block=query_block, gallery_block=gallery_block
-    )
+    blocks = {"query_block": query_block, "gallery_block": gallery_block}
+    similarity = BlockwiseSimilarity(queries, gallery, normalize=normalize, gallery_norms=gallery_norms, **blocks)
     exclude = None if exclude is None else similarity.check_positions("exclude", exclude)
     scores = torch.full((len(queries), k), -torch.inf, device=queries.device)
     indices = torch.full_like(scores, -1, dtype=torch.int64)
