@@ -187,6 +187,28 @@ class ImageIndex:
             ValueError: Queries of another width, not finite, or `k` below 1.
             KeyError: `exclude` names a picture that is not in the index.
         """
+        lists = zip(*self.rank(queries, k, exclude=exclude), strict=True)
+        return [[Hit(self.ids[row], score) for row, score in zip(*pair, strict=True)] for pair in lists]
+
+    def rank(
+        self,
+        queries: np.ndarray | torch.Tensor,
+        k: int = 10,
+        *,
+        exclude: Sequence[Sequence[str]] | None = None,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """
+        [`~ImageIndex.search`] in numbers: rows of `embeddings`, and scores.
+
+        Args:
+            queries, k, exclude: As for [`~ImageIndex.search`].
+
+        Returns:
+            `tuple[list[list[int]], list[list[float]]]`
+
+        Raises:
+            ValueError, KeyError: As [`~ImageIndex.search`].
+        """
         queries = torch.as_tensor(np.asarray(queries, dtype=np.float32))
         gallery = _as_tensor(self.embeddings)
         if queries.dim() != 2 or queries.shape[1] != gallery.shape[1]:
@@ -198,7 +220,7 @@ class ImageIndex:
         most = 0 if hidden is None else int((hidden >= 0).sum(1).max())
         length = min(k, len(self) - most)
         if k >= 1 > length:
-            return [[] for _ in queries]
+            return [[] for _ in queries], [[] for _ in queries]
         candidates = None
         if self.neighbours is not None:
             wanted = min(len(self), max(_CANDIDATES * length, 100) + most)
@@ -211,8 +233,7 @@ class ImageIndex:
         unit = torch.ones(len(self))
         length = length if k >= 1 else k  # refused there
         found = top_k(queries, gallery, length, exclude=hidden, candidates=candidates, gallery_norms=unit)
-        lists = zip(found.indices.tolist(), found.scores.tolist(), strict=True)
-        return [[Hit(self.ids[row], score) for row, score in zip(*pair, strict=True)] for pair in lists]
+        return found.indices.tolist(), found.scores.tolist()
 
     def _hidden(self, exclude: Sequence[Sequence[str]] | None, queries: int) -> torch.Tensor | None:
         if exclude is None:

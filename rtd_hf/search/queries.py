@@ -1,0 +1,169 @@
+"""Composed queries as numpy arrays: references and texts, weighed, of several pictures, without what is not wanted."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.utils import logging
+
+from ..retrieval import ComposedImageRetriever as CIREncoder
+from ..retrieval import ImageFeatures
+from ..similarity import slerp
+
+
+logger = logging.get_logger(__name__)
+
+
+class QueryEncoder:
+    """
+    Encodes pictures, texts and composed queries.
+
+    Several threads may use one: they are served one after the other.
+
+    Args:
+        encoder ([`CIREncoder`]): Encodes pictures and queries.
+    """
+
+    def __init__(self, encoder: CIREncoder):
+        self.encoder = encoder
+        self._lock = threading.RLock()
+
+    @property
+    def width(self) -> int:
+        """Of embeddings."""
+        return self.encoder.projection.config.input_dim
+
+    def encode_images(self, images: Sequence) -> np.ndarray:
+        """
+        Embeddings of pictures, those of the original CLIP.
+
+        Args:
+            images (`Sequence` of paths, PIL pictures or arrays): The pictures.
+
+        Returns:
+            `np.ndarray` of shape `(N, D)`, float32, normalised.
+
+        Raises:
+            TypeError, ValueError, OSError: As [`CIREncoder.embed_images`].
+        """
+        with self._lock:
+            return self.encoder.encode_images(images).numpy()
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """
+        Embeddings of plain texts, to search without a reference.
+
+        Args:
+            texts (`Sequence[str]`): The texts.
+
+        Returns:
+            `np.ndarray` of shape `(N, D)`, float32, normalised.
+
+        Raises:
+            ValueError: There are none, or one is empty.
+        """
+        with self._lock, self._saying_what_is_cut():
+            return self.encoder.encode_texts(_texts(texts)).numpy()
+
+    def encode_queries(
+        self,
+        images: Sequence,
+        texts: Sequence[str],
+        *,
+        text_weight: float = 0.5,
+        avoid: Sequence[str | None] | None = None,
+        avoid_weight: float = 0.3,
+    ) -> np.ndarray:
+        """
+        Composed queries.
+
+        Args:
+            images (`Sequence` of paths, PIL pictures or arrays, or of lists of them):
+                The reference of each query. Of several references the mean of their composed queries is taken.
+            texts (`Sequence[str]`): For each what should be different.
+            text_weight (`float`, *optional*, defaults to 0.5):
+                0.5 is the composed query; below, it moves on the sphere towards the picture (0: search by picture
+                alone), above, towards the text (1: search by text alone).
+            avoid (`Sequence[str]`, *optional*): For each what must not be seen, or None.
+            avoid_weight (`float`, *optional*, defaults to 0.3): How much of that text's embedding is taken away.
+
+        Returns:
+            `np.ndarray` of shape `(Q, D)`, float32, normalised.
+
+        Raises:
+            ValueError: Not as many texts as references, an empty text, a weight out of its range.
+            TypeError, OSError: As [`CIREncoder.embed_images`]; `OSError` names the pictures that cannot be read.
+        """
+        return self._queries(images, texts, text_weight, avoid, avoid_weight)[0].numpy()
+
+    def _queries(self, images, texts, text_weight, avoid, avoid_weight) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The queries, and the normalised embeddings of the references of each."""
+        if isinstance(texts, str):
+            raise TypeError(f"`texts` must be a list with a text for each reference, got the one text {texts[:80]!r}.")
+        groups = [_references(entry) for entry in images]
+        texts = list(texts) if text_weight == 0 else _texts(texts)
+        for name, entries in (("texts", texts), ("avoid", avoid)):
+            if entries is not None and len(entries) != len(groups):
+                raise ValueError(f"`{name}` must hold one for each of {len(groups)} references, got {len(entries)}.")
+        for name, weight in (("text_weight", text_weight), ("avoid_weight", avoid_weight)):
+            if not 0 <= weight <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {weight}.")
+        owners = torch.tensor([number for number, group in enumerate(groups) for _ in group])
+        with self._lock, self._saying_what_is_cut():
+            features = self.encoder.embed_references([image for group in groups for image in group])
+            pictures = F.normalize(features.image_embeds, dim=-1)
+            queries = self._blended(features, pictures, owners, texts, text_weight)
+            unwanted = [(row, text) for row, text in enumerate(avoid or ()) if text]
+            if unwanted:
+                rows, negatives = zip(*unwanted, strict=True)
+                queries[list(rows)] -= avoid_weight * self.encoder.encode_texts(_texts(negatives))
+                queries = F.normalize(queries, dim=-1)
+        return queries, [pictures[owners == number] for number in range(len(groups))]
+
+    def _blended(self, features: ImageFeatures, pictures, owners, texts, weight: float) -> torch.Tensor:
+        def mean(embeds: torch.Tensor) -> torch.Tensor:
+            sums = torch.zeros(len(texts), embeds.shape[1]).index_add_(0, owners, embeds)
+            return F.normalize(sums, dim=-1)
+
+        if weight == 0:
+            return mean(pictures)
+        if weight == 1:
+            return self.encoder.encode_texts(texts)
+        composed = mean(self.encoder.encode_queries(features, [texts[owner] for owner in owners]))
+        if weight < 0.5:
+            return slerp(composed, mean(pictures), 1 - 2 * weight)
+        return composed if weight == 0.5 else slerp(composed, self.encoder.encode_texts(texts), 2 * weight - 1)
+
+    @contextmanager
+    def _saying_what_is_cut(self):
+        """Warns of texts that are longer than the encoder reads."""
+        before = self.encoder.num_truncated
+        yield
+        cut = self.encoder.num_truncated - before
+        if cut:
+            logger.warning(
+                f"{cut} texts were longer than the text encoder reads ({self.encoder.prompts.max_length} tokens), and "
+                f"lost their end. Say it shorter."
+            )
+
+
+def _references(entry) -> list:
+    several = isinstance(entry, (list, tuple))
+    if several and not entry:
+        raise ValueError("A query has no reference picture: its list is empty.")
+    return list(entry) if several else [entry]
+
+
+def _texts(texts: Sequence[str]) -> list[str]:
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"`texts` must hold strings, got {type(text).__name__} at place {number}.")
+        if not text.strip():
+            raise ValueError(
+                f"Text {number} is empty. Say what should be different; `text_weight=0` searches by the picture alone."
+            )
+    return texts
