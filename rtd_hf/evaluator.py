@@ -1,8 +1,9 @@
 """Scores a text encoder on a benchmark. The image side never changes under RTD, so it is encoded once and kept."""
 
+import copy
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,17 +11,9 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from .benchmarks.base import CIRBenchmark, CIRQuery
+from .benchmarks.scoring import CIRResult, check_targets_are_known, summarise, values_of_ranks
 from .distributed import gather_objects, rank, world_size
-from .metrics import (
-    TIES,
-    Ranks,
-    average_precision_at_k,
-    paired_bootstrap,
-    rank_targets,
-    ranks_of_lists,
-    recall_at_k,
-    top_k,
-)
+from .metrics import TIES, rank_targets, top_k
 from .retrieval import ComposedImageRetriever, ComposedPrompts
 from .similarity import slerp
 
@@ -29,42 +22,6 @@ logger = logging.get_logger(__name__)
 
 COMPOSERS = ("projection", "image", "text", "sum", "slerp", "caption")
 Composer = Literal["projection", "image", "text", "sum", "slerp", "caption"]
-
-
-@dataclass(frozen=True)
-class CIRResult:
-    """What one encoder reached on one benchmark.
-
-    Args:
-        per_query (`dict[str, torch.Tensor]`): Per metric one value a query, in percent and in the order of the
-            benchmark's queries, whose mean is the metric. Where groups differ in size, the values of the overall
-            metric are weighted such that every group counts the same.
-        num_tied (`int`): Queries whose target shares its score with another image.
-        num_queries (`int`): Queries scored; none is ever left out.
-        protocol (`Mapping`, *optional*): The choices the figures depend on, with the sizes and the treatment of ties.
-    """
-
-    per_query: Mapping[str, torch.Tensor]
-    num_tied: int
-    num_queries: int
-    protocol: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics in percent, such as `{"shapes_recall@10": 29.5}`."""
-        return {name: values.mean().item() for name, values in self.per_query.items()}
-
-    def gain_over(self, before: "CIRResult", *, seed: int = 0) -> dict[str, dict[str, float]]:
-        """Gains over an earlier result on the same queries, with paired bootstrap 95 % intervals.
-
-        Returns:
-            `dict`: per metric `{"gain": ..., "low": ..., "high": ...}` in percentage points.
-        """
-        gains = {}
-        for name, values in self.per_query.items():
-            interval = paired_bootstrap(before.per_query[name], values, seed=seed)
-            gains[name] = {"gain": interval.gain, "low": interval.low, "high": interval.high}
-        return gains
 
 
 class CIREvaluator:
@@ -154,7 +111,7 @@ class CIREvaluator:
             ValueError: If features are not finite, `text_weight` is not between 0 and 1, there are no target captions
                 for `"caption"`, or the targets are kept by a test server.
         """
-        _check_targets_are_known(self.benchmark)
+        check_targets_are_known(self.benchmark)
         benchmark = self.read_gallery()
         if benchmark.empty_metrics:
             logger.warning(
@@ -176,6 +133,27 @@ class CIREvaluator:
             )
         protocol = {**benchmark.protocol, "ties": self.ties}
         return CIRResult(summarise(benchmark, values), num_tied, len(embeds), protocol)
+
+    def with_texts(self, texts: Sequence[Sequence[str]]) -> "CIREvaluator":
+        """An evaluator of the same queries with other texts, over the same gallery, which is encoded once for both.
+
+        Args:
+            texts (`Sequence[Sequence[str]]`): For each query its conditioning texts.
+
+        Returns:
+            [`CIREvaluator`]
+
+        Raises:
+            ValueError: If there are not as many as queries.
+        """
+        benchmark = self.read_gallery()
+        if len(texts) != len(benchmark.queries):
+            raise ValueError(f"`texts` must hold one entry per query, got {len(texts)} for {len(benchmark.queries)}.")
+        other = copy.copy(self)
+        pairs = zip(benchmark.queries, texts, strict=True)
+        other.benchmark = replace(benchmark, queries=[replace(query, texts=tuple(entry)) for query, entry in pairs])
+        other._kept = None
+        return other
 
     def search(
         self, k: int, *, text_encoder=None, rows: Sequence[int] | None = None, subset: bool = False
@@ -291,103 +269,13 @@ class CIREvaluator:
             wanted = torch.arange(len(queries))[:, None]
             reverse = rank_targets(gallery[targets[:, 0]], embeds, wanted, ties=self.ties)
         of_kind = {"recall": ranks, "map": ranks, "recall_subset": subset, "recall_reverse": reverse}
-        return _values(benchmark.metrics, of_kind), ranks.num_tied_queries
+        return values_of_ranks(benchmark.metrics, of_kind), ranks.num_tied_queries
 
     def _excluded(self, queries: Sequence[CIRQuery], place: Mapping[str, int]) -> torch.Tensor | None:
         """The place of each query's reference in its gallery, `(Q, 1)`, where the benchmark leaves it out."""
         if not self.benchmark.exclude_reference:
             return None
         return torch.tensor([[place[query.reference]] for query in queries])
-
-
-def score_rankings(
-    benchmark: CIRBenchmark,
-    rankings: Sequence[Sequence[Hashable]],
-    *,
-    subset_rankings: Sequence[Sequence[Hashable]] | None = None,
-) -> CIRResult:
-    """Scores ranked lists, such as those of a submission, as [`CIREvaluator`] scores embeddings.
-
-    Args:
-        benchmark ([`CIRBenchmark`]): Queries and metrics.
-        rankings (`Sequence[Sequence]`): Per query the ids of the images found, best first. A list should reach to the
-            largest cut-off: what it does not hold counts as not found.
-        subset_rankings (`Sequence[Sequence]`, *optional*): The same among each query's candidates, for
-            `recall_subset@K`; without it the rankings are restricted to the candidates.
-
-    Returns:
-        [`CIRResult`] with the figures of the metrics other than `recall_reverse@K`, which lists do not tell.
-
-    Raises:
-        ValueError: If there are not as many lists as queries, an id stands twice in a list, or the targets are hidden.
-    """
-    _check_targets_are_known(benchmark)
-    wanted = [query.targets for query in benchmark.queries]
-    ranks, subset = ranks_of_lists(rankings, wanted), None
-    metrics = [metric for metric in benchmark.metrics if not metric.startswith("recall_reverse")]
-    if any(metric.startswith("recall_subset") for metric in metrics):
-        if subset_rankings is None:
-            allowed = [set(query.candidates) for query in benchmark.queries]
-            pairs = zip(rankings, allowed, strict=True)
-            subset_rankings = [[item for item in ranking if item in among] for ranking, among in pairs]
-        subset = ranks_of_lists(subset_rankings, wanted)
-    values = _values(metrics, {"recall": ranks, "map": ranks, "recall_subset": subset})
-    protocol = {**benchmark.protocol, "ties": "as listed"}
-    return CIRResult(summarise(benchmark, values), 0, len(wanted), protocol)
-
-
-def summarise(benchmark: CIRBenchmark, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The figures of a benchmark: overall, per group, per aspect, and averages of several.
-
-    Args:
-        benchmark ([`CIRBenchmark`]): Says what belongs together.
-        values (`Mapping[str, torch.Tensor]`): Per metric one value a query, `(Q,)`.
-
-    Returns:
-        `dict[str, torch.Tensor]`: Per figure the values whose mean it is, see [`CIRResult`].
-    """
-    groups, name = benchmark.groups, benchmark.name
-    # The mean over groups is not weighted by their size: scale each query so that the plain mean says so.
-    weights = torch.ones(len(benchmark.queries))
-    for rows in groups.values():
-        weights[rows] = len(benchmark.queries) / (len(groups) * len(rows))
-    means = {
-        average: torch.stack([values[metric] for metric in metrics]).mean(dim=0)
-        for average, metrics in benchmark.averages.items()
-        if all(metric in values for metric in metrics)
-    }
-    figures: dict[str, torch.Tensor] = {}
-    for metric, per_query in {**values, **means}.items():
-        figures |= {f"{name}_{group}_{metric}": per_query[rows] for group, rows in groups.items() if group}
-        figures[f"{name}_{metric}"] = per_query * weights
-    for aspect in dict.fromkeys(aspect for query in benchmark.queries for aspect in query.aspects):
-        rows = [row for row, query in enumerate(benchmark.queries) if aspect in query.aspects]
-        for metric in benchmark.aspect_metrics:
-            figures[f"{name}_{aspect}_{metric}"] = values[metric][rows]
-    return figures
-
-
-def _check_targets_are_known(benchmark: CIRBenchmark) -> None:
-    if benchmark.hidden_targets:
-        raise ValueError(
-            f"The targets of `{benchmark.name}` ({benchmark.describe()}) are not public, so there is nothing to score "
-            f"against. Rank with `CIREvaluator.search`, write the lists with `rtd_hf.submissions`, and let the "
-            f"benchmark's server score them; or load the split `val`."
-        )
-
-
-def _values(metrics: Sequence[str], ranks: Mapping[str, Ranks | torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One value a query in percent for every metric, from the ranks of its kind."""
-    values = {}
-    for metric in metrics:
-        kind, k = metric.split("@")
-        if kind == "map":
-            values[metric] = 100 * average_precision_at_k(ranks[kind], int(k))
-        else:
-            # The first target alone counts for the recall, as in CIRCO; most benchmarks have no other.
-            table = ranks[kind].ranks if isinstance(ranks[kind], Ranks) else ranks[kind]
-            values[metric] = 100 * recall_at_k(table[:, :1], int(k))
-    return values
 
 
 def _padded(rows: list[list[int]]) -> torch.Tensor:

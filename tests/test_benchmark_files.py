@@ -31,14 +31,22 @@ from benchmark_files import (
 from PIL import Image
 from world_models import random_retriever
 
-from rtd_hf.benchmarks import BENCHMARKS, load_circo, load_cirr, load_coco, load_fashioniq, load_genecis
+from rtd_hf.benchmarks import (
+    BENCHMARKS,
+    load_circo,
+    load_cirr,
+    load_coco,
+    load_fashioniq,
+    load_genecis,
+    score_rankings,
+)
 from rtd_hf.benchmarks.genecis import AttributeCrop
 from rtd_hf.benchmarks.regions import (
     Instances,
     draw_regions,
     write_regions,
 )
-from rtd_hf.evaluator import CIREvaluator, score_rankings
+from rtd_hf.evaluator import CIREvaluator
 from rtd_hf.submissions import read_submission, validate_cirr_submission, write_cirr_submission
 from rtd_hf.texts import compose_prompt, join_captions
 

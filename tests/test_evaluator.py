@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from world_models import random_retriever
 
-from rtd_hf.benchmarks import BENCHMARKS, CIRBenchmark, CIRQuery
-from rtd_hf.evaluator import CIREvaluator, CIRResult
+from rtd_hf.benchmarks import BENCHMARKS, CIRBenchmark, CIRQuery, CIRResult
+from rtd_hf.evaluator import CIREvaluator
 from rtd_hf.features import GalleryFeatures
 from rtd_hf.metrics import paired_bootstrap
 from rtd_hf.projections import ImageToWordProjection

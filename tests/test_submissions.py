@@ -7,8 +7,7 @@ import json
 import pytest
 from benchmark_files import fakely, load_json, real, save_json
 
-from rtd_hf.benchmarks import load_circo, load_cirr
-from rtd_hf.evaluator import score_rankings
+from rtd_hf.benchmarks import load_circo, load_cirr, score_rankings
 from rtd_hf.submissions import (
     read_submission,
     validate_circo_submission,

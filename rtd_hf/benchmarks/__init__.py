@@ -9,6 +9,7 @@ from .fashioniq import load_fashioniq
 from .files import SOURCES, DataSource
 from .genecis import load_genecis
 from .regions import write_regions
+from .scoring import CIRResult, score_rankings
 from .shapes import load_shapes, load_shapes_categories, load_shapes_many, load_shapes_sparse
 
 
@@ -16,6 +17,7 @@ __all__ = [
     "BENCHMARKS",
     "CIRBenchmark",
     "CIRQuery",
+    "CIRResult",
     "DataReport",
     "DataSource",
     "SOURCES",
@@ -29,6 +31,7 @@ __all__ = [
     "load_shapes_categories",
     "load_shapes_many",
     "load_shapes_sparse",
+    "score_rankings",
     "spread_over_draws",
     "write_regions",
 ]
