@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from .benchmarks.base import CIRBenchmark, CIRQuery
 from .benchmarks.scoring import CIRResult, check_targets_are_known, summarise, values_of_ranks
+from .composition import ComposedPrompts
 from .distributed import gather_objects, rank, world_size
 from .metrics import TIES, rank_targets, top_k
-from .retrieval import ComposedImageRetriever, ComposedPrompts
+from .retrieval import CIREncoder
 from .similarity import slerp
 
 
@@ -29,11 +30,11 @@ class CIREvaluator:
 
     Args:
         benchmark ([`CIRBenchmark`]): Queries, gallery and metrics.
-        retriever ([`ComposedImageRetriever`]): Encodes images and queries; its text encoder is scored by default.
+        retriever ([`CIREncoder`]): Encodes images and queries; its text encoder is scored by default.
         ties (`str`, *optional*, defaults to `"pessimistic"`): How equal scores count: against the target, for it
             (`"optimistic"`), or the mean over their orders (`"mean"`). Ties are reported either way.
         features (`str` or `os.PathLike`, *optional*): Folder in which image embeddings are kept and found again;
-            nowhere by default. See [`~ComposedImageRetriever.embed_gallery`].
+            nowhere by default. See [`~CIREncoder.embed_gallery`].
         strict (`bool`, *optional*, defaults to `True`): Refuse to score if a picture cannot be read. Otherwise such
             pictures are left out with the queries that need them, and the result's protocol says how many.
 
@@ -44,7 +45,7 @@ class CIREvaluator:
     def __init__(
         self,
         benchmark: CIRBenchmark,
-        retriever: ComposedImageRetriever,
+        retriever: CIREncoder,
         *,
         ties: str = "pessimistic",
         features: str | os.PathLike | None = None,
@@ -133,6 +134,35 @@ class CIREvaluator:
             )
         protocol = {**benchmark.protocol, "ties": self.ties}
         return CIRResult(summarise(benchmark, values), num_tied, len(embeds), protocol)
+
+    def encode(self, text_encoder=None) -> torch.Tensor:
+        """The composed queries under an encoder, the retriever's own by default: `(Q, D)`, normalised."""
+        return self._compose("projection", self.read_gallery().queries, text_encoder)
+
+    def ranks(self, embeds: torch.Tensor) -> torch.Tensor:
+        """The place of each query's first target under the benchmark's rules, from 1.
+
+        Args:
+            embeds (`torch.Tensor` of shape `(Q, D)`): The queries, in the benchmark's order.
+
+        Returns:
+            `torch.Tensor` of shape `(Q,)`
+
+        Raises:
+            ValueError: If the targets are hidden.
+        """
+        benchmark = self.read_gallery()
+        check_targets_are_known(benchmark)
+        found = torch.zeros(len(embeds))
+        for group, rows in benchmark.groups.items():
+            _, gallery, place = self._pool(group)
+            queries = [benchmark.queries[row] for row in rows]
+            pool = [query.candidates for query in queries] if benchmark.search_candidates else None
+            candidates = None if pool is None else _padded([[place[i] for i in some] for some in pool])
+            targets = torch.tensor([[place[query.targets[0]]] for query in queries])
+            options = {"exclude": self._excluded(queries, place), "ties": self.ties, "candidates": candidates}
+            found[rows] = 1.0 + rank_targets(embeds[rows], gallery, targets, **options).ranks[:, 0]
+        return found
 
     def with_texts(self, texts: Sequence[Sequence[str]]) -> "CIREvaluator":
         """An evaluator of the same queries with other texts, over the same gallery, which is encoded once for both.

@@ -72,6 +72,17 @@ class RTDOptions:
         metadata={"help": "Train with a projection although it names another base model than the text encoder."},
     )
 
+    # The end
+    stop_when: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rules that end the training early, with a checkpoint, each in quotes and any of them enough: "
+            "`METRIC<BOUND`, `METRIC>BOUND`, `METRIC:no_gain` (not above its best value; `no_gain=0.5`: not by more "
+            "than 0.5) or `METRIC:no_drop` (not below it, for losses); `:N` behind it: N times in a row. Metrics are "
+            "named as in the log. Such as `query_similarity>0.95:3` `eval_shapes_recall@10:no_gain:5`."
+        },
+    )
+
     # The Hub
     hub_license: str | None = field(
         default=None, metadata={"help": "Licence of what is pushed, such as `mit`; required with `push_to_hub`."}

@@ -1,8 +1,6 @@
 """What an adapted text encoder may forget: plain retrieval between texts and pictures; and the way back, WiSE-FT."""
 
 import copy
-import gzip
-import json
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -12,10 +10,11 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from .evaluator import CIRResult
+from .benchmarks import CIRResult
 from .images import ImageFolders, open_image
 from .metrics import TIES, rank_targets, recall_at_k
-from .retrieval import ComposedImageRetriever
+from .parsing import read_json
+from .retrieval import CIREncoder
 
 
 logger = logging.get_logger(__name__)
@@ -97,15 +96,13 @@ def load_coco_captions(
             f"`annotations` must be a file and `images` a folder, got {annotations} and {folder}. Expected are COCO's "
             f"`annotations/captions_val2017.json` and `val2017/` (https://cocodataset.org), or others of this format."
         )
-    opened = gzip.open if annotations.suffix == ".gz" else open
     try:
-        with opened(annotations, "rt", encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(annotations)
         files = {str(entry["id"]): entry["file_name"] for entry in content["images"]}
         captions: dict[str, list[str]] = {image_id: [] for image_id in files}
         for entry in content["annotations"]:
             captions[str(entry["image_id"])].append(" ".join(entry["caption"].split()))
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`annotations` {annotations} is damaged or no file of COCO captions ({type(error).__name__}: {error}). "
             f'Expected `{{"images": [{{"id", "file_name"}}], "annotations": [{{"image_id", "caption"}}]}}`.'
@@ -165,7 +162,7 @@ class PreservationEvaluator:
 
     Args:
         data ([`CaptionedImages`]): Pictures and captions.
-        retriever ([`ComposedImageRetriever`]): Encodes both; its projection plays no part.
+        retriever ([`CIREncoder`]): Encodes both; its projection plays no part.
         ties (`str`, *optional*, defaults to `"pessimistic"`): How equal scores count, see [`rank_targets`].
         features (`str` or `os.PathLike`, *optional*): Folder in which image embeddings are kept.
         strict (`bool`, *optional*, defaults to `True`): Refuse to score if a picture cannot be read; else leave such
@@ -178,7 +175,7 @@ class PreservationEvaluator:
     def __init__(
         self,
         data: CaptionedImages,
-        retriever: ComposedImageRetriever,
+        retriever: CIREncoder,
         *,
         ties: str = "pessimistic",
         features: str | os.PathLike | None = None,

@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .composition import ComposedPrompts, ImageFeatures
 from .contexts import evaluating
 from .distributed import gather_objects, rank, world_size
 from .features import GalleryFeatures, PictureEncoder, encode_gallery, image_fingerprint
@@ -16,55 +15,7 @@ from .prompts import PromptTokenizer
 from .texts import join_captions
 
 
-class ImageFeatures(NamedTuple):
-    """
-    What a projection reads of images.
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(N, D)`): Projected image embeddings, not normalised.
-        patch_embeds (`torch.Tensor` of shape `(N, 1 + patches, W)`, *optional*): Vision tokens, where it reads them.
-    """
-
-    image_embeds: torch.Tensor
-    patch_embeds: torch.Tensor | None = None
-
-    def __getitem__(self, rows):
-        """The features of some images."""
-        return ImageFeatures(*(None if part is None else part[rows] for part in (*self,)))
-
-
-@dataclass(frozen=True)
-class ComposedPrompts:
-    """
-    Queries on their way to the text encoder, as far as the training of that encoder cannot change them.
-
-    Args:
-        texts (`list[str]`): A conditioning text for each of V prompts; a query with two orders of captions has two.
-        queries (`torch.Tensor` of shape `(V,)`): The query each prompt belongs to.
-        words (`torch.Tensor` of shape `(V, K, H)`): Its pseudo-words, unused places zero.
-        counts (`list[int]`): How many of the places are used.
-        templates (`list[str]`): Its template.
-    """
-
-    texts: list[str]
-    queries: torch.Tensor
-    words: torch.Tensor
-    counts: list[int]
-    templates: list[str]
-
-    @classmethod
-    def concatenate(cls, parts: "Sequence[ComposedPrompts]") -> "ComposedPrompts":
-        """Several of one benchmark, one after the other; `queries` say which of its queries each part is about."""
-        return cls(
-            [text for part in parts for text in part.texts],
-            torch.cat([part.queries for part in parts]),
-            torch.cat([part.words for part in parts]),
-            [count for part in parts for count in part.counts],
-            [template for part in parts for template in part.templates],
-        )
-
-
-class ComposedImageRetriever:
+class CIREncoder:
     """Encodes galleries and composed queries with a CLIP image tower, a projection and a text encoder.
 
     Only the text encoder is changed by RTD, so image embeddings made with the original CLIP stay valid.
@@ -114,6 +65,11 @@ class ComposedImageRetriever:
         self._prompts: dict[str, PromptTokenizer] = {}
         self.prompts = self._prompts_of(projection.config.prompt_template)
 
+    @property
+    def num_truncated(self) -> int:
+        """How many texts were longer than the text encoder reads, and lost their end, so far."""
+        return sum(prompts.num_truncated for prompts in self._prompts.values())
+
     def _prompts_of(self, template: str) -> PromptTokenizer:
         if template not in self._prompts:
             self._prompts[template] = PromptTokenizer(self.tokenizer, template, **self.text_encoder.prompt_options())
@@ -143,7 +99,7 @@ class ComposedImageRetriever:
         """All that the projection reads of reference images.
 
         Args:
-            images (`Sequence` or `Callable`): As for [`~ComposedImageRetriever.embed_images`].
+            images (`Sequence` or `Callable`): As for [`~CIREncoder.embed_images`].
             number (`int`, *optional*): How many, where `images` is a callable.
 
         Returns:
@@ -151,7 +107,7 @@ class ComposedImageRetriever:
             1 MB an image for ViT-L/14.
 
         Raises:
-            TypeError, ValueError, OSError: as [`~ComposedImageRetriever.embed_images`].
+            TypeError, ValueError, OSError: as [`~CIREncoder.embed_images`].
         """
         return self._features(images, number, patches=self.projection.needs_patches)
 
@@ -179,7 +135,7 @@ class ComposedImageRetriever:
         folder: str | os.PathLike | None = None,
         strict: bool = True,
     ) -> GalleryFeatures:
-        """Embeddings of a gallery's pictures as of [`~ComposedImageRetriever.embed_images`], kept on disk.
+        """Embeddings of a gallery's pictures as of [`~CIREncoder.embed_images`], kept on disk.
 
         Args:
             ids (`Sequence[str]`): The pictures, each once.
@@ -229,7 +185,7 @@ class ComposedImageRetriever:
         """Gallery embeddings of images, L2-normalised.
 
         Args:
-            images (`Sequence` or `Callable`): As for [`~ComposedImageRetriever.embed_images`].
+            images (`Sequence` or `Callable`): As for [`~CIREncoder.embed_images`].
             number (`int`, *optional*): How many, where `images` is a callable.
 
         Returns:
@@ -251,8 +207,8 @@ class ComposedImageRetriever:
 
         Args:
             references (`torch.Tensor` of shape `(Q, D)` or [`ImageFeatures`]): References, from
-                [`~ComposedImageRetriever.embed_references`]; for a global projection, from
-                [`~ComposedImageRetriever.embed_images`] too.
+                [`~CIREncoder.embed_references`]; for a global projection, from
+                [`~CIREncoder.embed_images`] too.
             texts (`Sequence[str | Sequence[str]]`): A conditioning text per reference, or several captions, which are
                 joined as the projection's authors do ([`join_captions`]).
             text_encoder (*optional*): Used instead of the retriever's own, to score a model in training.
@@ -267,7 +223,6 @@ class ComposedImageRetriever:
         """
         return self.encode_prompts(self.compose(references, texts, benchmark=benchmark), text_encoder=text_encoder)
 
-    @torch.inference_mode()
     def compose(
         self,
         references: torch.Tensor | ImageFeatures,
@@ -275,16 +230,16 @@ class ComposedImageRetriever:
         *,
         benchmark: str = "",
     ) -> ComposedPrompts:
-        """The first half of [`~ComposedImageRetriever.encode_queries`]: everything that stays as the encoder learns.
+        """The first half of [`~CIREncoder.encode_queries`]: everything that stays as the encoder learns.
 
         Args:
-            references, texts, benchmark: As for [`~ComposedImageRetriever.encode_queries`].
+            references, texts, benchmark: As for [`~CIREncoder.encode_queries`].
 
         Returns:
             [`ComposedPrompts`] with its words on the CPU.
 
         Raises:
-            ValueError: as [`~ComposedImageRetriever.encode_queries`].
+            ValueError: as [`~CIREncoder.encode_queries`].
         """
         features = references if isinstance(references, ImageFeatures) else ImageFeatures(references)
         if len(texts) != len(features.image_embeds):
@@ -292,23 +247,50 @@ class ComposedImageRetriever:
                 f"`texts` must hold one entry per reference, got {len(texts)} for {len(features.image_embeds)}."
             )
         flat, queries = self._variants(texts)
-        contexts = self._contexts(flat, benchmark) if self.projection.needs_context else None
-        device = next(self.projection.parameters()).device
-        words = []
-        with evaluating(self.projection):
-            for at in torch.arange(len(flat)).split(self.batch_size):
-                inputs = (*features[queries[at]], None if contexts is None else contexts[at])
-                words.append(self.projection(*(None if part is None else part.to(device) for part in inputs)))
-        words = torch.cat(words)
+        contexts = self.embed_contexts(flat, benchmark=benchmark) if self.projection.needs_context else None
+        words = self.project(features[queries], contexts)
         counts = self.projection.count_words(words).tolist()
         templates = [self.projection.template_for(count, benchmark) for count in counts]
-        return ComposedPrompts(flat, queries, words.cpu(), counts, templates)
+        return ComposedPrompts(flat, queries, words, counts, templates)
+
+    def project(self, features: ImageFeatures, contexts: torch.Tensor | None = None) -> torch.Tensor:
+        """The pseudo-words of pictures.
+
+        Args:
+            features ([`ImageFeatures`]): Of N pictures.
+            contexts (`torch.Tensor` of shape `(N, D)`, *optional*): From [`~CIREncoder.embed_contexts`], where the
+                projection reads texts.
+
+        Returns:
+            `torch.Tensor` of shape `(N, K, H)`, on the CPU; unused words are zero.
+        """
+        return self._projected(self.projection, (*features, contexts))
+
+    def project_texts(self, embeds: torch.Tensor, contexts: torch.Tensor | None = None) -> torch.Tensor:
+        """The pseudo-words of texts in place of pictures, as RTD trains with them.
+
+        Args:
+            embeds (`torch.Tensor` of shape `(N, D)`): From [`~CIREncoder.embed_texts`], with noise or without.
+            contexts (`torch.Tensor` of shape `(N, D)`, *optional*): As for [`~CIREncoder.project`].
+
+        Returns:
+            `torch.Tensor` of shape `(N, K, H)`, on the CPU.
+        """
+        return self._projected(self.projection.project_text, (embeds, contexts))
+
+    @torch.inference_mode()
+    def _projected(self, make: Callable, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        device, words = next(self.projection.parameters()).device, []
+        with evaluating(self.projection):
+            for at in torch.arange(len(inputs[0])).split(self.batch_size):
+                words.append(make(*(None if part is None else part[at].to(device) for part in inputs)).cpu())
+        return torch.cat(words)
 
     def encode_prompts(self, prompts: ComposedPrompts, *, text_encoder=None) -> torch.Tensor:
         """The second half: the prompts through the text encoder, the mean over the orders of a query's captions.
 
         Args:
-            prompts ([`ComposedPrompts`]): From [`~ComposedImageRetriever.compose`].
+            prompts ([`ComposedPrompts`]): From [`~CIREncoder.compose`].
             text_encoder (*optional*): Used instead of the retriever's own.
 
         Returns:
@@ -326,10 +308,14 @@ class ComposedImageRetriever:
     def encode_texts(self, texts: Sequence[str | Sequence[str]], *, text_encoder=None) -> torch.Tensor:
         """Plain texts, no picture: `(N, D)`, L2-normalised, float32; of several captions as for queries."""
         flat, rows = self._variants(texts)
-        embeds = self._encode(
-            flat, lambda at, packed: self.prompts.encode([flat[i] for i in at], packed=packed), text_encoder
-        )
+        embeds = self.embed_texts(flat, text_encoder=text_encoder)
         return _averaged(embeds, rows)
+
+    def embed_texts(self, texts: Sequence[str], *, text_encoder=None) -> torch.Tensor:
+        """Plain texts as projections want them: `(N, D)`, **not** normalised, float32."""
+        return self._encode(
+            texts, lambda at, packed: self.prompts.encode([texts[i] for i in at], packed=packed), text_encoder
+        )
 
     def _variants(self, texts: Sequence[str | Sequence[str]]) -> tuple[list[str], torch.Tensor]:
         """All texts to be encoded, and the entry each of them comes from."""
@@ -342,8 +328,16 @@ class ComposedImageRetriever:
         rows = torch.tensor([row for row, entry in enumerate(variants) for _ in entry])
         return [text for entry in variants for text in entry], rows
 
-    def _contexts(self, texts: list[str], benchmark: str) -> torch.Tensor:
-        """Embeddings `(V, D)`, not normalised, of the prompts that still hold the projection's placeholder token."""
+    def embed_contexts(self, texts: Sequence[str], *, benchmark: str = "") -> torch.Tensor:
+        """What a projection that reads the query's text is given of it: the prompts that still hold its placeholder.
+
+        Args:
+            texts (`Sequence[str]`): Conditioning texts.
+            benchmark (`str`, *optional*): As for [`~CIREncoder.encode_queries`].
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`, not normalised.
+        """
         config = self.projection.config
         prompts = self._prompts_of(self.projection.template_for(config.num_pseudo_words, benchmark))
         token = config.context_placeholder_id

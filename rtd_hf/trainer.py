@@ -2,29 +2,29 @@
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .anchors import AnchorStore
 from .contexts import adapters_off, evaluating
 from .distributed import rank
+from .faults import KeepsState
 from .hub import PushesDropIns, export_text_encoder
-from .interruptions import StopOnSignal
 from .losses import TargetAnchoredContrastiveLoss
+from .noise import draw_noise
 from .preparation import check_datasets, check_fit, collator_for, writes_words
 from .projections import ImageToWordProjection
 from .sharding import is_sharded, unsharded, whole_weights
 from .training_args import RTDTrainingArguments
+from .watching import WatchesNumbers
 
 
-class RTDTrainer(PushesDropIns, Trainer):
+class RTDTrainer(PushesDropIns, KeepsState, WatchesNumbers, Trainer):
     """Fine-tunes a text encoder with RTD: target-anchored text contrastive learning on text triplets.
 
     Byun et al., *Reducing Task Discrepancy of Text Encoders for Zero-Shot Composed Image Retrieval*, ICCV 2025, arXiv
@@ -87,7 +87,7 @@ class RTDTrainer(PushesDropIns, Trainer):
         if reads_frozen and not self.has_adapters:
             self.anchor_model = copy.deepcopy(model).eval().requires_grad_(False)
         self.evaluators = tuple(evaluators)
-        self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {m: defaultdict(list) for m in ("train", "eval")}
+        self._start_watching(args)
         self._draw_key: tuple[str, int] = ("", -1)
         self._draws = 0
         super().__init__(
@@ -99,8 +99,7 @@ class RTDTrainer(PushesDropIns, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.interruption = StopOnSignal()
-        self.add_callback(self.interruption)
+        self.add_callback(self.stop_rules)
         # The loss is ours, a mean over the batch: no labels, and HF divides it by the accumulation steps.
         self.can_return_loss, self.label_names = True, []
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
@@ -133,7 +132,7 @@ class RTDTrainer(PushesDropIns, Trainer):
         anchors = anchors[: len(queries)]
         loss_function = self.loss if model.training else self.local_loss  # evaluation batches may be uneven
         loss = loss_function(queries, anchors, inputs["text_ids"][: len(queries)])
-        self._watch(model, loss, queries, anchors)
+        self._watch(model, inputs, loss=loss, queries=queries, anchors=anchors)
         return (loss, {"queries": queries, "anchors": anchors}) if return_outputs else loss
 
     def encode_anchors(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], *, moving: bool = False):
@@ -212,67 +211,14 @@ class RTDTrainer(PushesDropIns, Trainer):
         self._draws += 1
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(embeds.shape, generator=generator) * self.args.noise_scale
-        if self.args.noise_type == "scaled_gaussian":
-            noise *= torch.rand(len(embeds), 1, generator=generator)
+        noise = draw_noise(
+            embeds.shape, kind=self.args.noise_type, scale=self.args.noise_scale, generator=generator
+        )
         return noise.to(embeds.device, embeds.dtype)
-
-    def _watch(self, model: nn.Module, loss: torch.Tensor, queries: torch.Tensor, anchors: torch.Tensor) -> None:
-        """Keeps what `log` reports, as detached tensors, and stops a run whose loss is no longer a number."""
-        if model.training and not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} after {self.state.global_step} steps. The weights are still those before "
-                f"this batch, of which on process {rank()} {_broken_rows(queries, anchors)}. {self._advice()}"
-            )
-        batch = len(anchors) // 2 if self.args.refined_batch else len(anchors)
-        composed = queries[:batch].detach().float()
-        metrics = self._metrics["train" if model.training else "eval"]
-        metrics["target_similarity"].append(F.cosine_similarity(composed, anchors[:batch].detach().float()))
-        # Cosine of neighbours in the batch: near 1 where the encoder has collapsed and all queries are alike.
-        metrics["query_similarity"].append(F.cosine_similarity(composed, composed.roll(1, 0)))
-
-    @property
-    def preempted(self) -> bool:
-        """Whether SIGTERM ended the training; then a checkpoint of the last step was saved."""
-        return self.interruption.stopped
 
     def trained_encoder(self) -> nn.Module:
         """The encoder as it is now, out of its parallel wrapper and in one piece. To be called by all processes."""
         return unsharded(self.accelerator.unwrap_model(self.model))
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        """HF's, which it takes of every step before the weights move; they must not follow a gradient of NaN."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16 skips such steps itself
-        if not scaled and not math.isfinite(norm):
-            raise FloatingPointError(
-                f"The gradient's norm is {float(norm)} after {self.state.global_step} steps. The weights are still "
-                f"those before this step. {self._advice()}"
-            )
-        return norm
-
-    def _check_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """A step may have broken the weights since the last loss, and no checkpoint must hold such weights."""
-        broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
-        if broken:
-            raise FloatingPointError(
-                f"{len(broken)} weights are not finite after {self.state.global_step} steps, first `{broken[0]}`; "
-                f"nothing was saved. {self._advice()}"
-            )
-
-    def _advice(self) -> str:
-        return (
-            f"Lower `learning_rate` (now {self.args.learning_rate:g}), raise `temperature` (now "
-            f"{self.args.temperature:g}), set `max_grad_norm` (now {self.args.max_grad_norm:g}), or use bf16 instead "
-            f"of fp16; then resume from the last checkpoint in `{self.args.output_dir}`."
-        )
-
-    @property
-    def num_negatives(self) -> int:
-        """Negatives of a query in a training step, those of other processes included where they are gathered."""
-        pairs = self.args.per_device_train_batch_size * (2 if self.args.refined_batch else 1)
-        pairs *= self.args.world_size if self.args.gather_across_devices else 1
-        return 2 * pairs - 2 if self.args.loss_type == "nt_xent" else pairs - 1
 
     # What Trainer does around the step
 
@@ -317,30 +263,9 @@ class RTDTrainer(PushesDropIns, Trainer):
             )
         for name, value in self._drain("eval").items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
-        encoder = self.trained_encoder() if self.evaluators else None
-        for evaluator in self.evaluators:
-            for name, value in evaluator(encoder).items():
-                output.metrics[f"{metric_key_prefix}_{name}"] = float(value)
+        if self.evaluators:
+            self._measure(output.metrics, metric_key_prefix, self.trained_encoder())
         return output
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """HF's log with the training metrics since the last one, gathered over processes only here.
-
-        `negatives` is the number that every query and anchor is compared with besides its partner. Texts that were
-        longer than `max_length` and lost their end are counted as `truncated_texts`.
-        """
-        if "loss" in logs:
-            logs = {**logs, **self._drain("train")}
-            logs["negatives"] = self.num_negatives
-            truncated = getattr(getattr(self.data_collator, "prompts", None), "num_truncated", 0)
-            if truncated:
-                logs["truncated_texts"] = truncated
-        super().log(logs, start_time)
-
-    def _drain(self, mode: str) -> dict[str, float]:
-        means = {name: torch.cat(values).mean() for name, values in self._metrics[mode].items()}
-        self._metrics[mode].clear()
-        return {name: self.accelerator.gather(value).mean().item() for name, value in means.items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """HF's; of weights in shards too, what is written loads in plain transformers."""
@@ -358,18 +283,6 @@ class RTDTrainer(PushesDropIns, Trainer):
         if encoder is not None and self.args.should_save:
             folder = f"{output_dir or self.args.output_dir}/merged"
             export_text_encoder(encoder, folder, tokenizer=self.processing_class)
-
-
-def _broken_rows(queries: torch.Tensor, anchors: torch.Tensor) -> str:
-    """Which rows of a batch have embeddings that are not finite, in words."""
-    broken = {}
-    for name, embeds in (("queries", queries), ("anchors", anchors)):
-        rows = (~torch.isfinite(embeds.detach()).all(1)).nonzero().squeeze(1).tolist()
-        if rows:
-            broken[name] = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-    if not broken:
-        return "all embeddings are finite"
-    return " and ".join(f"the {name} of rows {rows}" for name, rows in broken.items()) + " are not finite"
 
 
 def _part(inputs: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -84,7 +84,7 @@ def change_records(path: Path, change) -> None:
 
 
 class FakeRetriever:
-    """Stands in for [`ComposedImageRetriever`]: `load_image` gives names, and features come out of those."""
+    """Stands in for [`CIREncoder`]: `load_image` gives names, and features come out of those."""
 
     def __init__(self, image_embeds=None):
         self.projection, self.image_embeds = ImageToWordProjection.build("lincir", 4), image_embeds

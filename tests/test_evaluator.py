@@ -66,7 +66,7 @@ def expected_metrics(benchmark: CIRBenchmark, values: dict[str, list[float]]) ->
 
 # ---------------------------------------- doubles
 class Retriever:
-    """Stands in for [`ComposedImageRetriever`]: features out of names and texts, and every call is counted."""
+    """Stands in for [`CIREncoder`]: features out of names and texts, and every call is counted."""
 
     def __init__(self, dim: int = 12, overrides: dict[str, torch.Tensor] | None = None):
         self.dim, self.overrides, self.calls = dim, overrides or {}, []

@@ -719,7 +719,7 @@ def test_the_repository_is_still_a_text_encoder_and_saves_as_it_was(published, w
 def test_a_published_repository_needs_three_small_files_only(pictures, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    from rtd_hf import ImageToWordProjection, load_retriever, write_repository
+    from rtd_hf import ImageToWordProjection, load_cir_encoder, write_repository
     from rtd_hf.shapes import ASSETS
 
     encoder = CLIPTextModelForRTD.from_pretrained(ASSETS / "clip")
@@ -737,7 +737,7 @@ def test_a_published_repository_needs_three_small_files_only(pictures, tmp_path)
     with pytest.raises(FileNotFoundError, match="has no `config.json`"):
         describe_modules(tmp_path)
     assert json.loads((folder / "modules.json").read_text())[0]["path"] == ""
-    retriever, image = load_retriever(folder), pictures[0][0]
+    retriever, image = load_cir_encoder(folder), pictures[0][0]
     query = retriever.encode_queries(retriever.embed_references([image]), ["is red"])
     expected = torch.cat([query, retriever.encode_texts(["a star"]), retriever.encode_images([image])])
     for model in (SentenceTransformer(str(folder), trust_remote_code=True), load_sentence_transformer(folder)):

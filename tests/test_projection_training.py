@@ -14,7 +14,7 @@ from objective_models import frozen_clip, objective_for, projection_for, rows_fo
 from PIL import Image
 from processes import run_on_processes
 
-from rtd_hf import BENCHMARKS, CIREvaluator, ComposedImageRetriever, FrozenCLIP, ImageToWordProjection
+from rtd_hf import BENCHMARKS, CIREvaluator, CIREncoder, FrozenCLIP, ImageToWordProjection
 from rtd_hf.objectives import OBJECTIVES
 from rtd_hf.projection_trainer import KeyedRows, ProjectionTrainer, ProjectionTrainingArguments
 from rtd_hf.shapes.pairs import SceneCaptions, ScenePairs
@@ -450,7 +450,7 @@ def test_words_of_the_shipped_projection_stand_for_their_pictures(name, world):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_shipped_projection_reaches_its_figures(name, world):
     projection = ImageToWordProjection.from_pretrained(ASSETS / name)
-    retriever = ComposedImageRetriever(
+    retriever = CIREncoder(
         world.text_encoder, world.vision_model, projection=projection, tokenizer=world.tokenizer,
         image_processor=world.image_processor, context_encoder=world.text_encoder,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from test_examples import run, write_triplets
 from transformers import AutoTokenizer
 from world_models import random_projection, save_random_clip
 
-from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, load_retriever, write_repository
+from rtd_hf import CLIPTextModelForRTD, ImageToWordProjection, load_cir_encoder, write_repository
 from rtd_hf.shapes import ASSETS
 from rtd_hf.shapes.clip import build_image_processor
 from rtd_hf.shapes.pictures import picture
@@ -62,12 +62,12 @@ def test_use_a_published_encoder(tmp_path, monkeypatch, capsys):
     exec(code.replace('"org/rtd-lincir-l14"', repr(str(folder))), {})
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
 
-    retriever = load_retriever(folder)
+    encoder = load_cir_encoder(folder)
     names = sorted(Path("pictures").iterdir())
-    query = retriever.encode_queries(retriever.embed_references(["reference.jpg"]), ["is red instead of blue"])
-    scores = (query @ retriever.encode_images(names).T)[0].tolist()
+    query = encoder.encode_queries(encoder.embed_references(["reference.jpg"]), ["is red instead of blue"])
+    scores = (query @ encoder.encode_images(names).T)[0].tolist()
     best = sorted(range(12), key=lambda place: -scores[place])[:5]
-    assert printed == [[f"{scores[place]:.3f}", str(names[place])] for place in best]
+    assert printed == [[f"{scores[place]:.3f}", names[place].name] for place in best]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_train_your_own(trained):
     assert "license: cc-by-nc-4.0" in card and "base_model: openai/clip-vit-large-patch14" in card
     assert (trained / "model.safetensors").is_file() and (trained / "projection" / "model.safetensors").is_file()
     assert (
-        load_retriever(trained, base_model=trained.parents[1] / "clip").projection.config.projection_type == "lincir"
+        load_cir_encoder(trained, base_model=trained.parents[1] / "clip").projection.config.projection_type == "lincir"
     )
 
 
@@ -107,6 +107,7 @@ def test_publish_it(trained, monkeypatch, capsys):
     shown = capsys.readouterr().out
     for name in ("model.safetensors", "projection/model.safetensors", "metrics.json", "recipe.yaml", "README.md"):
         assert name in shown
-    assert 'from_pretrained("you/rtd-lincir-l14")' in shown and 'load_retriever("you/rtd-lincir-l14")' in shown
+    assert 'CLIPTextModelWithProjection.from_pretrained("you/rtd-lincir-l14")' in shown
+    assert 'ComposedImageRetriever.from_pretrained("you/rtd-lincir-l14")' in shown
     assert str(trained.parents[1]) not in shown.split("# rtd-lincir-l14")[1]
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before

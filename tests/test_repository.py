@@ -22,12 +22,12 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPTextM
 from world_models import random_clip, random_projection, save_random_clip, world_tokenizer
 
 from rtd_hf import (
+    CIREncoder,
     CLIPTextModelForRTD,
-    ComposedImageRetriever,
     ImageToWordProjection,
     RTDTrainingArguments,
     SiglipTextModelForRTD,
-    load_retriever,
+    load_cir_encoder,
     write_repository,
 )
 from rtd_hf.hub import (
@@ -272,7 +272,7 @@ def test_repository_of_a_siglip_encoder(tmp_path):
     assert "SiglipTextModel.from_pretrained" in (folder / "README.md").read_text()
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"].startswith("Siglip")
 
-    retriever, images = load_retriever(folder, base_model=tmp_path / "siglip"), pictures(2)
+    retriever, images = load_cir_encoder(folder, base_model=tmp_path / "siglip"), pictures(2)
     with torch.no_grad():
         expected = whole.get_image_features(**processor(images, return_tensors="pt")).pooler_output
     expected = torch.nn.functional.normalize(expected, dim=-1)
@@ -388,7 +388,7 @@ def test_retriever_of_a_repository_is_that_of_the_run(clip, method, tmp_path):
         model.text_projection.weight.mul_(-1.5)
     projection = random_projection(method)
     folder = write(tmp_path / "repository", model, projection=projection)
-    expected = ComposedImageRetriever(
+    expected = CIREncoder(
         model,
         CLIPTextModelForRTD.load_vision_model(clip),
         projection=projection,
@@ -396,7 +396,7 @@ def test_retriever_of_a_repository_is_that_of_the_run(clip, method, tmp_path):
         image_processor=build_image_processor(),
         context_encoder=original if projection.needs_context else None,
     )
-    found = load_retriever(folder, base_model=clip, batch_size=2)
+    found = load_cir_encoder(folder, base_model=clip, batch_size=2)
     images = pictures(3)
     assert found.batch_size == 2
     torch.testing.assert_close(found.encode_images(images), expected.encode_images(images))
@@ -412,7 +412,7 @@ def test_repository_of_the_offline_world_knows_its_base(tmp_path):
     projection = ImageToWordProjection.from_pretrained(ASSETS / "lincir")
     folder = write(tmp_path / "repository", model, projection=projection, base_model="shapes",
                    tokenizer=AutoTokenizer.from_pretrained(ASSETS / "clip"))  # fmt: skip
-    retriever = load_retriever(folder)
+    retriever = load_cir_encoder(folder)
     weights = load_file(ASSETS / "clip" / "model.safetensors")
     assert retriever.vision_model.state_dict()["visual_projection.weight"].equal(weights["visual_projection.weight"])
     assert retriever.encode_images(pictures(2)).shape == (2, model.config.projection_dim)
@@ -421,10 +421,10 @@ def test_repository_of_the_offline_world_knows_its_base(tmp_path):
 def test_base_that_nobody_named_is_asked_for(clip, tmp_path):
     folder = write(tmp_path / "repository", encoder(clip), base_model=None)
     with pytest.raises(ValueError, match=r"does not say which model it was trained from.*as `base_model`"):
-        load_retriever(folder)
+        load_cir_encoder(folder)
     assert 'base_model="path/to/the/clip/it/started/from"' in (folder / "README.md").read_text()
     with pytest.raises(OSError, match="nowhere"):
-        load_retriever(tmp_path / "nowhere", base_model=clip)
+        load_cir_encoder(tmp_path / "nowhere", base_model=clip)
 
 
 def test_code_in_the_card_runs(tmp_path, monkeypatch, capsys):
@@ -453,7 +453,9 @@ def test_code_in_the_card_runs(tmp_path, monkeypatch, capsys):
     exec(compose, found)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    order = (found["query"] @ found["gallery"].T)[0].argsort(descending=True)[:5].tolist()
+    encoder = load_cir_encoder(folder)
+    query = encoder.encode_queries(encoder.embed_references(["reference.jpg"]), ["is red instead of blue"])
+    order = (query @ encoder.encode_images(images).T)[0].argsort(descending=True)[:5].tolist()
     assert [Path(line.split()[1]).stem for line in lines] == [str(place) for place in order]
     scores = [float(line.split()[0]) for line in lines]
     assert scores == sorted(scores, reverse=True)
@@ -644,7 +646,7 @@ def test_recipe_of_a_run_repeats_it(tmp_path, monkeypatch):
     assert [recipe.pop("output_dir") for recipe in recipes] == ["first", "second"] and recipes[0] == recipes[1]
     assert str(tmp_path) not in (tmp_path / "first" / "recipe.yaml").read_text()
     assert str(tmp_path) not in first["run"]["command"]
-    retriever = load_retriever(tmp_path / "first")  # the offline world's pictures come with the package
+    retriever = load_cir_encoder(tmp_path / "first")  # the offline world's pictures come with the package
     assert retriever.encode_images(pictures(2)).shape[0] == 2
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.projections import ImageToWordProjection
-from rtd_hf.retrieval import ComposedImageRetriever as CIREncoder
+from rtd_hf.retrieval import CIREncoder
 from rtd_hf.search import ComposedImageRetriever, ImageIndex, word_effects
 from rtd_hf.shapes import ASSETS
 from rtd_hf.shapes.pictures import picture as draw_picture

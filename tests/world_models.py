@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from rtd_hf.models import CLIPTextModelForRTD
 from rtd_hf.projections import ImageToWordProjection
-from rtd_hf.retrieval import ComposedImageRetriever
+from rtd_hf.retrieval import CIREncoder
 from rtd_hf.shapes.clip import build_config, build_image_processor, build_tokenizer, world_texts
 
 
@@ -56,7 +56,7 @@ def random_projection(method: str) -> ImageToWordProjection:
     return projection
 
 
-def random_retriever(method: str = "lincir", **options) -> ComposedImageRetriever:
+def random_retriever(method: str = "lincir", **options) -> CIREncoder:
     """A retriever of its own at every call, always with the same weights."""
     clip = random_clip()
     text_encoder = CLIPTextModelForRTD(clip.config.text_config)
@@ -69,7 +69,7 @@ def random_retriever(method: str = "lincir", **options) -> ComposedImageRetrieve
         projection = random_projection(method)
     if projection.needs_context:
         options.setdefault("context_encoder", copy.deepcopy(text_encoder).eval())
-    return ComposedImageRetriever(
+    return CIREncoder(
         text_encoder.eval(),
         vision_model.eval(),
         projection=projection,

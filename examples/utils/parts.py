@@ -42,10 +42,10 @@ class Parts:
     context_encoder: Any
 
     def retriever(self, **options):
-        """A `ComposedImageRetriever` of these parts; the options are its own."""
-        from rtd_hf import ComposedImageRetriever
+        """A `CIREncoder` of these parts; the options are its own."""
+        from rtd_hf import CIREncoder
 
-        return ComposedImageRetriever(
+        return CIREncoder(
             self.text_encoder,
             self.vision_model,
             projection=self.projection,
@@ -66,8 +66,12 @@ def load_triplets(source: str, number: int | None, seed: int):
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
     """
     from datasets import Dataset, load_dataset
+
+    from rtd_hf.data_files import room_for_cache
+    from rtd_hf.training_rows import read_table
 
     if source == "shapes":
         from rtd_hf.shapes.edits import sample_triplet
@@ -77,9 +81,10 @@ def load_triplets(source: str, number: int | None, seed: int):
     suffix = Path(source).suffix.lower().lstrip(".")
     formats = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
     if suffix not in formats:
-        dataset = load_dataset(source, split="train")
+        with room_for_cache():
+            dataset = load_dataset(source, split="train")
     elif Path(source).is_file():
-        dataset = load_dataset(formats[suffix], data_files=source, split="train")
+        dataset = read_table(Path(source), formats[suffix])
     else:
         raise FileNotFoundError(f"`--triplets` {source} does not exist. Give a file, a Hub id, or `shapes`.")
     return dataset.select(range(min(number, len(dataset)))) if number else dataset
@@ -101,18 +106,17 @@ def load_parts(
         projection (`str`): Folder or Hub id, the file its authors published, or a name of `WORLD_PROJECTIONS`
             (`shapes` is `lincir`).
         projection_subfolder (`str`, *optional*): Folder of the projection within it.
-        projection_type (`str`, *optional*): Kind of an authors' file that looks like two kinds.
+        projection_type (`str`, *optional*): Its kind: of an authors' file that looks like two, and to be sure of it.
         prompt_template (`str`, *optional*): Takes the place of all templates of the projection.
         device (*optional*): Where the models are put.
 
     Raises:
         ValueError, OSError: If one of them is damaged, or is no such thing.
     """
-    from transformers import AutoTokenizer
-
     from rtd_hf import AutoTextModelForRTD, ImageToWordProjection, check_safetensors
     from rtd_hf.contexts import quiet_transformers
     from rtd_hf.shapes import ASSETS
+    from rtd_hf.tokens import load_tokenizer
 
     clip = str(ASSETS / "clip") if clip_model == "shapes" else clip_model
     words = "lincir" if projection == "shapes" else projection
@@ -126,10 +130,13 @@ def load_parts(
             fitted = ImageToWordProjection.from_original(words, base_model=base, projection_type=projection_type)
         else:
             fitted = ImageToWordProjection.from_pretrained(words, subfolder=projection_subfolder)
+        kind = fitted.config.projection_type
+        if projection_type and kind != projection_type:
+            raise ValueError(f"`--projection` {projection} is of the kind `{kind}`, not `{projection_type}`.")
         if prompt_template:
             fitted.use_template(prompt_template)
         backbone = AutoTextModelForRTD.class_for(clip)
-        text_encoder, tokenizer = backbone.from_pretrained(clip), AutoTokenizer.from_pretrained(clip)
+        text_encoder, tokenizer = backbone.from_pretrained(clip), load_tokenizer(clip)
         text_encoder.check_tokenizer(tokenizer)
         original = backbone.from_pretrained(clip) if fitted.needs_context else None
         return Parts(

@@ -1,4 +1,4 @@
-"""Benchmarks as they are named on a command line: `cirr=ROOT`, `coco=ROOT,seed=1`, `shapes,num_queries=50`."""
+"""What is measured, as it is named on a command line: `cirr=ROOT`, `coco=ROOT,seed=1`, `shapes,num_queries=50`."""
 
 import ast
 from dataclasses import dataclass, field, replace
@@ -99,27 +99,69 @@ def preservation_of(text: str, retriever, **options):
 
     Args:
         text (`str`): `shapes[,num_images=500,seed=0]` or `coco=CAPTIONS.json,images=FOLDER[,num_images=1000]`.
-        retriever (`ComposedImageRetriever`): Encodes texts and pictures.
+        retriever (`CIREncoder`): Encodes texts and pictures.
         options: Of `PreservationEvaluator`.
 
     Raises:
         ValueError: If it is neither.
     """
-    from rtd_hf import PreservationEvaluator, load_coco_captions, load_shapes_captions
+    from rtd_hf import PreservationEvaluator
 
+    return PreservationEvaluator(_pictures_of(text, "preservation"), retriever, **options)
+
+
+def alignment_of(text: str, retriever):
+    """The evaluator of a `--watch_alignment` argument.
+
+    Args:
+        text (`str`): `shapes[,num_images=200,seed=1]`, `coco=CAPTIONS.json,images=FOLDER[,num_images=1000]`,
+            `rows=DATA[,num_images=1000]` (pictures with captions, as `load_rows` reads them), or
+            `captions=DATA[,num_captions=1000]` for who has no pictures.
+        retriever (`CIREncoder`): Encodes texts and pictures, its text encoder being the frozen one yet.
+
+    Returns:
+        `ImageAlignment` or `CaptionDrift`
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    from rtd_hf import CaptionDrift, ImageAlignment, captioned_rows, load_rows
+
+    name, file, wanted = _pieces_of(text)
+    limit = {"rows": "num_images", "captions": "num_captions"}.get(name)
+    if limit is None:
+        defaults = {"num_images": "200", "seed": "1"} if name == "shapes" else {}
+        return ImageAlignment(_pictures_of(text, "watch_alignment", **defaults), retriever)
+    if not file or not wanted.keys() <= {limit} or not all(value.isdigit() for value in wanted.values()):
+        raise ValueError(f"`--watch_alignment` must be `{name}=DATA[,{limit}=1000]`, got {text!r}.")
+    number = int(wanted[limit]) if wanted else None
+    rows = load_rows(file, images=name == "rows", captions=True)
+    if name == "rows":
+        return ImageAlignment(captioned_rows(rows, num_images=number), retriever)
+    number = len(rows) if number is None else min(number, len(rows))
+    return CaptionDrift([rows[row]["caption"] for row in range(number)], retriever)
+
+
+def _pieces_of(text: str) -> tuple[str, str, dict[str, str]]:
     head, *rest = text.split(",")
     name, _, file = head.partition("=")
-    wanted = dict(part.split("=", 1) for part in rest if "=" in part)
+    return name, file, {key: value for key, _, value in (part.partition("=") for part in rest)}
+
+
+def _pictures_of(text: str, option: str, **defaults: str):
+    from rtd_hf import load_coco_captions, load_shapes_captions
+
+    name, file, given = _pieces_of(text)
     known = {"shapes": {"num_images", "seed"}, "coco": {"images", "num_images"}}
-    fits = name in known and wanted.keys() <= known[name] and len(wanted) == len(rest)
-    if not fits or (name == "coco" and not (file and "images" in wanted)):
+    numbers = [value for key, value in given.items() if key != "images"]
+    fits = name in known and given.keys() <= known[name] and all(value.isdigit() for value in numbers)
+    if not fits or (name == "coco" and not (file and given.get("images"))):
+        more = ", `rows=DATA` or `captions=DATA`" if option == "watch_alignment" else ""
         raise ValueError(
-            f"`--preservation` must be `shapes[,num_images=500,seed=0]` or "
-            f"`coco=CAPTIONS.json,images=FOLDER[,num_images=1000]`, got {text!r}."
+            f"`--{option}` must be `shapes[,num_images=500,seed=0]` or "
+            f"`coco=CAPTIONS.json,images=FOLDER[,num_images=1000]`{more}, got {text!r}."
         )
-    numbers = {key: int(wanted.pop(key)) for key in ("num_images", "seed") if key in wanted}
-    if name == "shapes":
-        data = load_shapes_captions(**numbers)
-    else:
-        data = load_coco_captions(file, wanted["images"], **numbers)
-    return PreservationEvaluator(data, retriever, **options)
+    wanted = defaults | given
+    images = wanted.pop("images", None)
+    numbers = {key: int(value) for key, value in wanted.items()}
+    return load_shapes_captions(**numbers) if name == "shapes" else load_coco_captions(file, images, **numbers)

@@ -9,7 +9,7 @@ from .modules import describe_modules
 from .publication import Publication
 from .push import push_repository
 from .refusals import PushError
-from .repository import cached_revision, card_of, check_base_model, load_retriever, write_repository
+from .repository import cached_revision, card_of, check_base_model, load_cir_encoder, write_repository
 from .training import PushesDropIns
 
 
@@ -30,7 +30,7 @@ __all__ = [
     "describe_modules",
     "export_text_encoder",
     "fingerprint_triplets",
-    "load_retriever",
+    "load_cir_encoder",
     "peak_memory_gib",
     "prepare_output_dir",
     "push_repository",

@@ -54,7 +54,8 @@ def build_model_card(
             "after", "change"}`, of plain retrieval; `run` `{option: value}`, with `command`, `seed` and `seconds` in
             places of their own; `data`, `environment` (with `versions`, a mapping) and `cost` (`seconds`, `training
             seconds`, `energy Wh`, `energy scope`, `peak memory GiB`), as [`describe_environment`] and [`EnergyMeter`]
-            give them; `protocols` `{benchmark: {choice: value}}`; `drop_in` and `card`, which are not shown.
+            give them; `protocols` `{benchmark: {choice: value}}`; `curve` ([`learning_curve`]), `drop_in` and `card`,
+            which are not shown.
         license (`str`):
             Hub licence identifier of the weights. There is no default: what the encoder, the projection and the texts
             were released under decides it.
@@ -141,15 +142,11 @@ def _code_of(text_encoder_class: str, model_id: str, *, base_model: str | None) 
     ]
     where = repository if base_model else f'{repository}, base_model="path/to/the/clip/it/started/from"'
     compose = [
-        "from pathlib import Path\n",
-        "from rtd_hf import load_retriever\n",
-        f"retriever = load_retriever({where})",
-        'pictures = sorted(Path("pictures").iterdir())',
-        "gallery = retriever.encode_images(pictures)  # those of the original model: an index of yours stays valid",
-        'query = retriever.encode_queries(retriever.embed_references(["reference.jpg"]), ["is red instead of blue"])',
-        "scores = (query @ gallery.T)[0]",
-        "for place in scores.argsort(descending=True)[:5]:",
-        '    print(f"{scores[place]:.3f}  {pictures[place]}")',
+        "from rtd_hf import ComposedImageRetriever\n",
+        f"retriever = ComposedImageRetriever.from_pretrained({where})",
+        'retriever.index("pictures")  # or embeddings that the original model made: those of pictures stay valid',
+        'for name, score in retriever.search("reference.jpg", "is red instead of blue", 5):',
+        '    print(f"{score:.3f}  {name}")',
     ]
     return {
         "load_code": markup.block("\n".join(load), "python"),

@@ -1,6 +1,5 @@
 """What must hold of a folder before it is published; nothing here asks the Hub."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..contexts import quiet_transformers
+from ..parsing import parse_json, parse_yaml, read_object
 from ..projections.originals import LICENSES
+from ..tokens import load_tokenizer
+from ..weights import errors_of_loading
 from .drop_in import DropInReport, check_safetensors, verify_drop_in
 from .repository import CARD_FILE, PROJECTION_FOLDER
 
@@ -80,19 +82,17 @@ def check_texts(texts: Mapping[str, str]) -> None:
 
 
 def _named_models(path: str, text: str) -> Iterator[tuple[str, str]]:
-    import yaml
-
     try:
         if path.endswith(".json"):
-            found = json.loads(text)
+            found = parse_json(text)
         elif path.endswith((".yaml", ".yml")):
-            found = yaml.safe_load(text)
+            found = parse_yaml(text)
         elif path.endswith(".md"):
             header = re.match(r"---[ \t]*\n(.*?)\n---", text, flags=re.DOTALL)
-            found = yaml.safe_load(header[1]) if header else None
+            found = parse_yaml(header[1]) if header else None
         else:
             return
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"`{path}` cannot be read: {error}. Write the folder again, or correct the file.") from error
     yield from _entries(found)
 
@@ -147,8 +147,6 @@ def check_drop_in(folder: str | os.PathLike, model=None, *, tokenizer=None) -> D
         FileNotFoundError: The folder, its weights, `config.json` or the tokenizer is missing.
         ValueError: It is no drop-in; the message says why.
     """
-    from transformers import AutoTokenizer
-
     from ..models import BACKBONES
 
     folder = Path(folder)
@@ -163,18 +161,21 @@ def check_drop_in(folder: str | os.PathLike, model=None, *, tokenizer=None) -> D
             f"`{folder}` holds `adapter_config.json` beside merged weights: `from_pretrained` would load the "
             "adapter's base model instead of them. Move the adapter into the sub-folder `adapter`."
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     stock_classes = {backbone.stock_class.__name__: backbone.stock_class for backbone in BACKBONES.values()}
-    architectures = config.get("architectures") or []
-    named = next((name for name in architectures if name in stock_classes), None)
+    architectures = config.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else []
+    named = next((name for name in stock_classes if name in architectures), None)
     if named is None:
         raise ValueError(
             f"`{folder}/config.json` names `architectures` {architectures}, but a published encoder must be one of "
             f"{', '.join(sorted(stock_classes))}. Write the folder with `export_text_encoder`."
         )
     with quiet_transformers():
-        model = stock_classes[named].from_pretrained(folder).eval() if model is None else model
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+        if model is None:
+            with errors_of_loading(str(folder), "The text encoder"):
+                model = stock_classes[named].from_pretrained(folder).eval()
+        tokenizer = tokenizer or load_tokenizer(folder)
     report = verify_drop_in(folder, model, tokenizer=tokenizer)
     _check_projection(folder, config)
     return report
@@ -220,7 +221,8 @@ def _warnings_of_projection(folder: Path, license: str, texts: Mapping[str, str]
     if f"{stem}config.json" not in texts:
         yield "There is no `projection/`: without the projection it was trained for nobody can compose a query."
         return
-    config = json.loads(texts[f"{stem}config.json"])
+    config = parse_json(texts[f"{stem}config.json"])  # which `check_texts` has read before
+    config = config if isinstance(config, dict) else {}
     kind = config.get("projection_type")
     stated = [str(config.get("license") or "")]
     card = re.search(r"^license: *(.+)$", texts.get(f"{stem}{CARD_FILE}", ""), flags=re.MULTILINE)

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
-LIBRARIES = ("rtd_hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "peft", "tokenizers")
+# Those whose numbers, texts, pictures or order of rows end in the weights and in the figures.
+LIBRARIES = (
+    *("rtd_hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "peft", "tokenizers"),
+    *("numpy", "pyarrow", "pillow", "safetensors"),
+)
 POWERCAP = Path("/sys/class/powercap")
 CPU_INFO = Path("/proc/cpuinfo")
 _ROWS_AT_ONCE = 8192  # so that captions of any length stay below Arrow's 2 GB
@@ -59,8 +63,10 @@ def describe_environment(*, processes: int = 1) -> dict[str, Any]:
         processes (`int`): How many processes take part.
 
     Returns:
-        `dict`: `machine`, `processor`, `gpus`, `processes`, `threads`, `python` and `versions` (of the libraries that
-        are installed). Nothing in it names the computer or its user.
+        `dict`: `machine`, `processor`, `gpus`, `processes`, `threads`, `arithmetic` (what sums are rounded by: the
+        processor's instructions torch uses, the precision of float32 products, CUDA and cuDNN, whether only
+        deterministic algorithms are allowed), `python` and `versions` (of the libraries that are installed). Nothing
+        in it names the computer or its user.
     """
     import torch
 
@@ -76,9 +82,19 @@ def describe_environment(*, processes: int = 1) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
         "processes": processes,
         "threads": torch.get_num_threads(),
+        "arithmetic": _arithmetic(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _arithmetic() -> list[str]:
+    import torch
+
+    told = [torch.backends.cpu.get_cpu_capability(), f"float32 products {torch.get_float32_matmul_precision()}"]
+    if torch.cuda.is_available():
+        told += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+    return told + (["deterministic algorithms"] if torch.are_deterministic_algorithms_enabled() else [])
 
 
 def _processor() -> str:

@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..contexts import evaluating, quiet_transformers
+from ..tokens import load_tokenizer
+from ..weights import errors_of_loading
 from .encoders import backbone_of, has_adapters
 
 
@@ -60,22 +62,28 @@ def verify_drop_in(
         FileNotFoundError: There is no such folder, or no weights in it.
         ValueError: Anything checked does not hold; the message says which and by how much.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     folder = Path(folder)
     tensors = _check_header(folder)
     base = model.get_base_model() if has_adapters(model) else model
     backbone, bare = backbone_of(base), None
     device = next(model.parameters()).device
-    with quiet_transformers():
+    with quiet_transformers(), errors_of_loading(str(folder), "The text encoder"):
         reloaded, info = backbone.stock_class.from_pretrained(folder, output_loading_info=True)
         _check_loading_info(folder, backbone.stock_class.__name__, info, unexpected=set())
         if backbone.projection_key:
-            bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+            bare, info = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
             _check_loading_info(folder, type(bare).__name__, info, unexpected={backbone.projection_key})
         if (folder / "tokenizer_config.json").is_file():
-            _check_tokenizer(folder, tokenizer, AutoTokenizer.from_pretrained(folder), texts)
+            _check_tokenizer(folder, tokenizer, load_tokenizer(folder), texts)
     inputs = _probe_rows(backbone, base, tokenizer, texts).to(device)
+    largest = int(inputs["input_ids"].max())
+    if largest >= base.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of `{folder}` gives the token {largest}, but the text encoder has only "
+            f"{base.config.vocab_size}. Save the tokenizer of the training beside the weights."
+        )
     with torch.no_grad(), evaluating(model):
         expected = getattr(model(**inputs), "text_embeds" if isinstance(base, backbone) else backbone.stock_embeds)
         reloaded = reloaded.to(device).eval()

@@ -18,7 +18,7 @@ def describe_modules(folder: str | os.PathLike) -> None:
     """
     Adds to a published repository what lets sentence-transformers load it: three small files, no weights.
 
-    The vision tower is then taken from the base model that the repository names, as [`load_retriever`] does.
+    The vision tower is then taken from the base model that the repository names, as [`load_cir_encoder`] does.
 
     Args:
         folder (`str` or `os.PathLike`): What [`write_repository`] wrote.

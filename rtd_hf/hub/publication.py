@@ -21,9 +21,7 @@ LEFT_OUT = (
 )
 KEPT = (EVAL_RESULTS_FOLDER, OWNER_FILE)
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOADED = re.compile(
-    r"""(?P<call>(?:from_pretrained|load_retriever|SentenceTransformer)\(\s*)(["'])(?P<name>[^"'\n]+)\2"""
-)
+_LOADED = re.compile(r"""(?P<call>(?:from_pretrained|SentenceTransformer)\(\s*)(["'])(?P<name>[^"'\n]+)\2""")
 _DOWNLOADED = re.compile(r"(?P<call>hf download )(?P<name>\S+)")
 
 
@@ -142,17 +140,40 @@ def plan_publication(
 
 
 def published_paths(folder: Path) -> tuple[list[str], list[str]]:
-    """The files of a folder that are published, and the entries that are not, both as paths in it, in order."""
+    """
+    The files of a folder that are published, and the entries that are not, both as paths in it, in order.
+
+    Raises:
+        ValueError: an entry to be published is a link to elsewhere.
+    """
     paths, left_out = [], []
-    for root, names, files in os.walk(folder, followlinks=True):
+    for root, names, files in os.walk(folder):
         here = Path(root).relative_to(folder)
         for name in sorted(names):
             if _is_left_out(name):
                 names.remove(name)
                 left_out.append(f"{(here / name).as_posix()}/")
+            else:
+                _check_link(folder, here / name)
         for name in sorted(files):
             (left_out if _is_left_out(name) else paths).append((here / name).as_posix())
+            if not _is_left_out(name):
+                _check_link(folder, here / name)
     return sorted(paths), sorted(left_out)
+
+
+def _check_link(folder: Path, path: Path) -> None:
+    """Whoever made a folder is not to decide which other files of this machine are published with it."""
+    if not (folder / path).is_symlink():
+        return
+    here, target = folder.resolve(), (folder / path).resolve()
+    # In the cache of the Hub the files of a snapshot are links to blobs beside it.
+    own = here.parents[1] / "blobs" if here.parent.name == "snapshots" else here
+    if not target.is_file() or not target.is_relative_to(own):
+        raise ValueError(
+            f"`{path.as_posix()}` in `{folder}` is a link to {target}, which lies elsewhere. Nothing was sent. Put a "
+            f"copy in its place, if it is to be published."
+        )
 
 
 def _is_left_out(name: str) -> bool:

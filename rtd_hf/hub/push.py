@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from transformers.utils import logging
@@ -12,7 +12,7 @@ from .drop_in import check_safetensors
 from .export import ADAPTER_FOLDER
 from .folders import OWNER_FILE
 from .publication import Publication, plan_publication
-from .refusals import PushError, explained
+from .refusals import SILENCE, PushError, explained
 from .repository import EVAL_RESULTS_FOLDER, PROJECTION_FOLDER
 
 
@@ -128,7 +128,7 @@ def _prepare(api, plan: Publication, *, overwrite: bool) -> tuple[tuple[str, ...
     """Looks at the repository, makes the branch, and says which of its files are outdated and if it is private."""
     branch = plan.revision or "main"
     with explained(plan.repo_id, f"look at `{plan.repo_id}`"):
-        there = api.model_info(plan.repo_id)
+        there = api.model_info(plan.repo_id, timeout=SILENCE)
         if plan.private != bool(there.private):
             logger.warning(
                 f"`{plan.repo_id}` was there already and is {'private' if there.private else 'public'}; "
@@ -143,7 +143,7 @@ def _prepare(api, plan: Publication, *, overwrite: bool) -> tuple[tuple[str, ...
     with explained(plan.repo_id, f"make the branch `{branch}`"):
         if branch not in {ref.name for ref in refs.branches}:
             api.create_branch(plan.repo_id, branch=branch, exist_ok=True)
-        files = api.model_info(plan.repo_id, revision=branch).siblings or []
+        files = api.model_info(plan.repo_id, revision=branch, timeout=SILENCE).siblings or []
     paths = [file.rfilename for file in files]
     if not overwrite:
         refuse_foreign(
@@ -180,28 +180,46 @@ def _matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _commit(api, plan: Publication, outdated: tuple[str, ...], *, message: str) -> str:
-    with explained(plan.repo_id, f"upload to `{plan.repo_id}`"):
-        for wait in _WAITS:
-            try:
-                return _send(api, plan, outdated, message=message)
-            except OSError as error:
-                if getattr(getattr(error, "response", None), "status_code", 0) < 500:
-                    raise
-                logger.warning(f"The Hub has trouble ({error}). Trying again in {wait:g} seconds.")
-                time.sleep(wait)
-        return _send(api, plan, outdated, message=message)
-
-
-def _send(api, plan: Publication, outdated: tuple[str, ...], *, message: str) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    changed = {path: text.encode() for path, text in plan.changed.items()}
-    operations = [CommitOperationAdd(path, changed.get(path, plan.folder / path)) for path in plan.files]
-    operations += [CommitOperationDelete(path) for path in outdated]
-    # `create_commit` and not `upload_folder`, which may split what belongs together into several commits. Files that
-    # are there already are left out, so a commit whose answer was lost is not made twice.
-    made = api.create_commit(plan.repo_id, operations, commit_message=message, revision=plan.revision or "main")
-    return made.oid
+    def operations() -> list:
+        changed = {path: text.encode() for path, text in plan.changed.items()}
+        add = [CommitOperationAdd(path, changed.get(path, plan.folder / path)) for path in plan.files]
+        return add + [CommitOperationDelete(path) for path in outdated]
+
+    with explained(plan.repo_id, f"upload to `{plan.repo_id}`"):
+        return commit(api, plan.repo_id, operations, message=message, revision=plan.revision)
+
+
+def commit(api, repo_id: str, operations: Callable[[], list], *, message: str, revision: str | None) -> str:
+    """
+    Makes one commit; after errors of the Hub's own it is tried again.
+
+    Args:
+        api (`huggingface_hub.HfApi`): Who does it.
+        repo_id (`str`): `owner/name`.
+        operations (`Callable[[], list]`): Makes the client's operations, which serve one attempt.
+        message (`str`): Of the commit.
+        revision (`str`, *optional*): The branch; `main` by default.
+
+    Returns:
+        `str`: The commit's name.
+    """
+
+    def send() -> str:
+        # `create_commit` and not `upload_folder`, which may split what belongs together into several commits. Files
+        # that are there already are left out, so a commit whose answer was lost is not made twice.
+        return api.create_commit(repo_id, operations(), commit_message=message, revision=revision or "main").oid
+
+    for wait in _WAITS:
+        try:
+            return send()
+        except OSError as error:
+            if getattr(getattr(error, "response", None), "status_code", 0) < 500:
+                raise
+            logger.warning(f"The Hub has trouble ({error}). Trying again in {wait:g} seconds.")
+            time.sleep(wait)
+    return send()
 
 
 def _read_back(api, plan: Publication, commit: str) -> None:

@@ -6,6 +6,11 @@ from contextlib import contextmanager
 
 
 _QUOTA = re.compile(r"storage limit|quota|payment required|exceeded your|too large|upgrade your plan", re.IGNORECASE)
+# BSD's EX_UNAVAILABLE: what a training ends with that is done and on disk, but could not be published.
+UNPUBLISHED_EXIT_CODE = 69
+# Seconds without a byte after which a connection counts as lost. The client's own limit is none at all, so a training
+# whose network was cut would wait for its push for ever. It tries again itself, up to five times.
+SILENCE = 120.0
 _AGAIN = "Run the same again: what has already arrived is not sent twice."
 
 
@@ -32,8 +37,12 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
     Raises:
         PushError: instead of an error of the client, which is its cause.
     """
+    from huggingface_hub import get_session
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
+    session = get_session()
+    if session.timeout.read is None:  # what somebody set stays
+        session.timeout = SILENCE
     try:
         yield
     except PushError:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contexts import quiet_transformers
+from ..files import room_for
+from ..parsing import read_object
+from ..tokens import load_tokenizer
 from .card import WORLD, build_model_card
 from .drop_in import verify_drop_in
 from .encoders import backbone_of, has_adapters
@@ -19,7 +22,7 @@ from .modules import describe_modules
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-    from ..retrieval import ComposedImageRetriever
+    from ..retrieval import CIREncoder
 
 
 PROJECTION_FOLDER = "projection"
@@ -77,7 +80,7 @@ def write_repository(
         recipe (`Mapping`): The resolved arguments of the run, by their names.
         license (`str`): Hub licence identifier of the weights.
         base_model (`str`, *optional*):
-            Hub id of the model that the training started from, from which [`load_retriever`] takes the picture
+            Hub id of the model that the training started from, from which [`load_cir_encoder`] takes the picture
             encoder; `"shapes"` for the small CLIP of the offline world. None if it is on no Hub: then users must name
             their own.
         base_revision (`str`, *optional*): Its revision, a commit at best.
@@ -95,6 +98,7 @@ def write_repository(
         ValueError: `license` is empty, `base_model` is no Hub id, a figure is not finite, or the folder does not give
             the model's embeddings.
         FileExistsError, NotADirectoryError, PermissionError: See [`prepare_output_dir`].
+        NoRoomError: The disk is full.
     """
     check_base_model(base_model)
     adapted = has_adapters(model)
@@ -118,22 +122,25 @@ def write_repository(
     entries = eval_result_entries(metrics.get("after") or {}, dataset_ids or {}, date=date)
 
     on_hub = None if base_model == WORLD else base_model
-    folder = export_text_encoder(model, folder, tokenizer=tokenizer, base_model=on_hub)
-    (folder / CARD_FILE).unlink(missing_ok=True)
-    proof = verify_drop_in(folder, model, tokenizer=tokenizer)
-    with quiet_transformers():
-        image_processor.save_pretrained(folder)
-        _write_projection(projection, folder / PROJECTION_FOLDER, base_model=base_model, revision=base_revision)
-    if stock_class.startswith("CLIP"):
-        describe_modules(folder)
-    if adapted and base_revision:
-        _amend(folder / ADAPTER_FOLDER / "adapter_config.json", revision=base_revision)
-    _write_eval_results(folder / EVAL_RESULTS_FOLDER, entries)
-    processes = (metrics.get("environment") or {}).get("processes") or 1
-    (folder / RECIPE_FILE).write_text(RECIPE_HEAD.format(processes) + _as_yaml(dict(recipe)), encoding="utf-8")
-    drop_in = {"max difference": proof.max_difference, "parameters": proof.num_parameters}
-    _write_json(folder / METRICS_FILE, {**metrics, "drop_in": drop_in, "card": about})
-    card.save(folder / CARD_FILE)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    advice = "and write it again; a training's last checkpoint leads there (`--resume_from_checkpoint last`)"
+    with room_for("The trained encoder", Path(folder), needed=size, advice=advice):
+        folder = export_text_encoder(model, folder, tokenizer=tokenizer, base_model=on_hub)
+        (folder / CARD_FILE).unlink(missing_ok=True)
+        proof = verify_drop_in(folder, model, tokenizer=tokenizer)
+        with quiet_transformers():
+            image_processor.save_pretrained(folder)
+            _write_projection(projection, folder / PROJECTION_FOLDER, base_model=base_model, revision=base_revision)
+        if stock_class.startswith("CLIP"):
+            describe_modules(folder)
+        if adapted and base_revision:
+            _amend(folder / ADAPTER_FOLDER / "adapter_config.json", revision=base_revision)
+        _write_eval_results(folder / EVAL_RESULTS_FOLDER, entries)
+        processes = (metrics.get("environment") or {}).get("processes") or 1
+        (folder / RECIPE_FILE).write_text(RECIPE_HEAD.format(processes) + _as_yaml(dict(recipe)), encoding="utf-8")
+        drop_in = {"max difference": proof.max_difference, "parameters": proof.num_parameters}
+        _write_json(folder / METRICS_FILE, {**metrics, "drop_in": drop_in, "card": about})
+        card.save(folder / CARD_FILE)
     return folder
 
 
@@ -228,46 +235,52 @@ def card_of(folder: str | os.PathLike, **changes: Any) -> "ModelCard":
         ValueError: It was not written by [`write_repository`].
     """
     file = Path(folder) / METRICS_FILE
-    metrics = json.loads(file.read_text(encoding="utf-8"))
-    if "card" not in metrics:
+    metrics = read_object(file)
+    if not isinstance(metrics.get("card"), dict):
         raise ValueError(
             f"`{file}` has no part `card`, so `write_repository` did not write it. Write the folder with it."
         )
-    return build_model_card(metrics, **{**metrics["card"], **changes})
+    try:
+        return build_model_card(metrics, **{**metrics["card"], **changes})
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"No card can be made of `{file}`, which was edited or is of another version ({type(error).__name__}: "
+            f"{error}). Write the folder with `write_repository`."
+        ) from error
 
 
-def load_retriever(
+def load_cir_encoder(
     repository: str | os.PathLike,
     *,
     base_model: str | os.PathLike | None = None,
+    original: bool = False,
     device: Any = "cpu",
     revision: str | None = None,
     token: str | bool | None = None,
     **options: Any,
-) -> "ComposedImageRetriever":
+) -> "CIREncoder":
     """Loads all that composed retrieval takes: a published text encoder, its projection, and the picture encoder.
 
     Args:
         repository (`str` or `os.PathLike`): Hub id or folder of what [`write_repository`] wrote.
         base_model (`str` or `os.PathLike`, *optional*):
             Hub id or folder of the model whose picture encoder is taken; the one that the repository names by default.
+        original (`bool`, *optional*, defaults to `False`): Take its text encoder too, as it was before the training.
         device (*optional*): Where the models are put.
         revision (`str`, *optional*): Of the repository.
         token (`str` or `bool`, *optional*): For private repositories; the one that is logged in by default.
-        options: Of [`ComposedImageRetriever`], such as `batch_size`.
+        options: Of [`CIREncoder`], such as `batch_size`.
 
     Returns:
-        [`ComposedImageRetriever`]
+        [`CIREncoder`]
 
     Raises:
         ValueError: The repository names no base model and none is given, or a part is damaged.
         OSError: There is no such repository, or a part of it is missing.
     """
-    from transformers import AutoTokenizer
-
     from ..models import AutoTextModelForRTD
     from ..projections import ImageToWordProjection
-    from ..retrieval import ComposedImageRetriever
+    from ..retrieval import CIREncoder
 
     repository = os.fspath(repository)
     access = {"revision": revision, "token": token}
@@ -278,14 +291,16 @@ def load_retriever(
         its_access = {"revision": recorded, "token": token}
         text_encoder = AutoTextModelForRTD.from_pretrained(repository, **access)
         vision_model = text_encoder.load_vision_model(base, **its_access)
+        if original:
+            text_encoder = type(text_encoder).from_pretrained(base, **its_access)
         context_encoder = None
         if projection.needs_context:  # reads the query's text by the encoder it was fitted with
             context_encoder = type(text_encoder).from_pretrained(base, **its_access).eval().requires_grad_(False)
-        return ComposedImageRetriever(
+        return CIREncoder(
             text_encoder.eval().to(device),
             vision_model.to(device),
             projection=projection.to(device),
-            tokenizer=AutoTokenizer.from_pretrained(repository, **access),
+            tokenizer=load_tokenizer(repository, **access),
             image_processor=text_encoder.load_image_processor(repository, **access),
             context_encoder=context_encoder and context_encoder.to(device),
             **options,

@@ -1,9 +1,9 @@
 """What a training pushes: the drop-in at its checkpoints, and at its end the repository that is published."""
 
+import os
 import shutil
 from concurrent.futures import Future
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from .checks import check_license, is_local_path
 from .circumstances import describe_environment
 from .folders import OWNER_FILE, ownership
 from .publication import Publication
-from .push import push_repository, refuse_foreign
-from .refusals import PushError, explained
+from .push import commit, push_repository, refuse_foreign
+from .refusals import SILENCE, PushError, explained
 from .repository import write_repository
 
 
@@ -25,6 +25,7 @@ PUBLISHED_FOLDER = "published"
 _PUSHING_FOLDER = ".pushing"
 # Files of a drop-in. `training_args.bin`, which HF pushes too, holds the token in plain text.
 _ENCODER_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.json", "merges.txt")
+_NOT_OF_CHECKPOINTS = ("training_args.bin", "merged")
 # Options that say where and how a run was made, and not what was trained.
 _NOT_IN_RECIPE = ("output_dir", "logging_dir", "run_name", "report_to", "push_to_hub", "resume_from_checkpoint")
 
@@ -50,6 +51,8 @@ class PushesDropIns:
             PushError: The Hub does not let it be made.
         """
         check_license(self.args.hub_license)
+        if self.is_world_process_zero():  # what a killed run was about to push
+            shutil.rmtree(Path(self.args.output_dir) / _PUSHING_FOLDER, ignore_errors=True)
         asked = self.args.hub_private_repo if private is None else private
         repo_id = self.args.hub_model_id or f"you/{Path(self.args.output_dir).absolute().name}"
         repo_id = repo_id if "/" in repo_id else f"you/{repo_id}"
@@ -62,7 +65,7 @@ class PushesDropIns:
             api = HfApi(token=token or self.args.hub_token)
             if self.args.hub_revision:
                 api.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
-            there = api.model_info(self.hub_model_id, revision=self.args.hub_revision).siblings or []
+            there = api.model_info(self.hub_model_id, revision=self.args.hub_revision, timeout=SILENCE).siblings or []
             # Found out now, and not when the training is over.
             advice = "Choose another `hub_model_id`, or delete them first."
             refuse_foreign(self.hub_model_id, [file.rfilename for file in there], advice=advice)
@@ -79,7 +82,7 @@ class PushesDropIns:
         self.callback_handler.on_push_begin(args, self.state, self.control)
         checkpoint = Path(checkpoint_folder)
         merged = checkpoint / "merged"
-        jobs = push_checkpoint(
+        job = push_checkpoint(
             self._pushing_api(),
             checkpoint,
             merged if merged.is_dir() else checkpoint,
@@ -90,9 +93,9 @@ class PushesDropIns:
             revision=args.hub_revision,
         )
         if under_way:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.append(job)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress([job])
 
     def _pushing_api(self):
         """One for all checkpoints: it has one thread, so that a later one is not overtaken by an earlier one."""
@@ -116,7 +119,7 @@ class PushesDropIns:
             error = job.exception()
             if error is not None:
                 logger.warning(
-                    f"A checkpoint was not pushed to `{self.hub_model_id}`: {error} The training goes on, and all "
+                    f"A checkpoint was not pushed to `{self.hub_model_id}`: {error} The training goes on, and its "
                     f"checkpoints are in `{self.args.output_dir}`."
                 )
 
@@ -224,6 +227,7 @@ class PushesDropIns:
         run |= {"triplets per step": args.train_batch_size * args.world_size, "temperature": args.temperature}
         run |= {"noise scale": args.noise_scale, "loss": args.loss_type}
         run["adapters"] = "LoRA, merged" if self.has_adapters else "none, all weights trained"
+        run |= {"stopped": self.stopped["reason"]} if self.stopped else {}
         return {"run": run, "environment": describe_environment(processes=args.world_size)}
 
 
@@ -240,7 +244,8 @@ def recipe_of(args, base_models: list[str]) -> dict[str, Any]:
         value = getattr(args, option.name)
         if not option.init or option.name in _NOT_IN_RECIPE or option.name.startswith("hub_"):
             continue
-        if value != getattr(plain, option.name) and isinstance(value, str | int | float | bool):
+        simple = isinstance(value, str | int | float | bool) or option.name == "stop_when"
+        if value != getattr(plain, option.name) and simple:
             # HF's enumerations are texts, which YAML must not show as Python objects.
             recipe[option.name] = str(getattr(value, "value", value)) if isinstance(value, str) else value
     return recipe
@@ -256,34 +261,56 @@ def push_checkpoint(
     strategy: HubStrategy,
     message: str,
     revision: str | None,
-) -> list[Future]:
-    """Starts the pushes of one checkpoint in the background.
+) -> Future:
+    """Starts the push of one checkpoint in the background: one commit, so that the Hub never has half of it.
 
     Args:
         api (`huggingface_hub.HfApi`): Who does it.
         checkpoint (`Path`): The checkpoint, for strategies that push what resumes a training.
         encoder (`Path`): Where its drop-in lies.
         repo_id (`str`): `owner/name`.
-        copies (`Path`): Where the drop-in is copied to, because checkpoints may be deleted meanwhile.
+        copies (`Path`): Where its files are held until they have arrived; checkpoints may be deleted meanwhile.
         strategy (`HubStrategy`): HF's `hub_strategy`.
-        message, revision (`str`): Of the commits.
+        message, revision (`str`): Of the commit.
 
     Returns:
-        `list[Future]`: one for each commit.
+        `Future`: of the commit's name.
     """
     copy = copies / checkpoint.name
     shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(parents=True)
-    for pattern in _ENCODER_FILES:
-        for file in encoder.glob(pattern):
-            shutil.copy(file, copy / file.name)
-    (copy / OWNER_FILE).write_text(ownership(), encoding="utf-8")  # so that the last push knows the repository
-    upload = partial(api.upload_folder, repo_id=repo_id, revision=revision, run_as_future=True)
-    jobs = [upload(folder_path=copy, commit_message=message)]
-    jobs[0].add_done_callback(lambda job: shutil.rmtree(copy, ignore_errors=True))
+    files = {file.name: file for pattern in _ENCODER_FILES for file in encoder.glob(pattern)}
     if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         path = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-        ignored = ["training_args.bin", "merged/*"]
-        more = {"folder_path": checkpoint, "path_in_repo": path, "ignore_patterns": ignored}
-        jobs.append(upload(**more, commit_message=f"{message}, checkpoint"))
-    return jobs
+        for file in checkpoint.rglob("*"):
+            inside = file.relative_to(checkpoint)
+            if file.is_file() and inside.parts[0] not in _NOT_OF_CHECKPOINTS:
+                files[f"{path}/{inside.as_posix()}"] = file
+    for name, file in files.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        _hold(file, copy / name)
+    (copy / OWNER_FILE).write_text(ownership(), encoding="utf-8")  # so that the last push knows the repository
+
+    def push() -> str:
+        from huggingface_hub import CommitOperationAdd
+
+        try:
+            with explained(repo_id, f"push `{checkpoint.name}`"):
+                return commit(
+                    api,
+                    repo_id,
+                    lambda: [CommitOperationAdd(name, copy / name) for name in (*files, OWNER_FILE)],
+                    message=message,
+                    revision=revision,
+                )
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    return api.run_as_future(push)
+
+
+def _hold(file: Path, name: Path) -> None:
+    """Another name for a file, which takes no room and no time; a copy where the disk has no such thing."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copy(file, name)

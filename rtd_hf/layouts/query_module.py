@@ -10,10 +10,11 @@ from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.base.modules import InputModule
 
 from ..hub.export import save_tokenizer
-from ..hub.repository import load_retriever
+from ..hub.repository import load_cir_encoder
 from ..models import AutoTextModelForRTD, save_stock
 from ..projections import ImageToWordProjection
-from ..retrieval import ComposedImageRetriever
+from ..retrieval import CIREncoder
+from ..tokens import load_tokenizer
 from ..weights import load_complete
 
 
@@ -29,16 +30,16 @@ class ComposedQueryModule(InputModule):
 
     A string is a text, or an image where it is an image's path or URL; a picture is an image; `{"image": ..., "text":
     ...}` is a query: the image as the text changes it. Lists may mix them. All embeddings are those of
-    [`ComposedImageRetriever`], L2-normalised. For use only: no gradient reaches the weights; [`RTDTrainer`] trains.
+    [`CIREncoder`], L2-normalised. For use only: no gradient reaches the weights; [`RTDTrainer`] trains.
 
     Args:
-        retriever ([`ComposedImageRetriever`]): What encodes.
+        retriever ([`CIREncoder`]): What encodes.
     """
 
     config_file_name = "sentence_rtd_config.json"
     save_in_root = True
 
-    def __init__(self, retriever: ComposedImageRetriever):
+    def __init__(self, retriever: CIREncoder):
         super().__init__()
         self.retriever = retriever
         self.tokenizer = retriever.tokenizer
@@ -169,7 +170,6 @@ class ComposedQueryModule(InputModule):
         Raises:
             ValueError, OSError: a part is missing, damaged, or not complete.
         """
-        from transformers import AutoTokenizer
 
         where = {"token": token, "cache_dir": cache_folder, "revision": revision, "local_files_only": local_files_only}
         config = cls.load_config(
@@ -181,7 +181,7 @@ class ComposedQueryModule(InputModule):
             local_files_only=local_files_only,
         )
         if not config["is_complete"]:  # the vision tower is that of the model which the repository names
-            return cls(load_retriever(model_name_or_path, revision=revision, token=token))
+            return cls(load_cir_encoder(model_name_or_path, revision=revision, token=token))
         root = {**where, "subfolder": subfolder}
 
         def inside(name: str) -> dict[str, Any]:
@@ -197,11 +197,11 @@ class ComposedQueryModule(InputModule):
             advice="Write the folder again with `export_layout`.",
             **inside(VISION),
         )
-        retriever = ComposedImageRetriever(
+        retriever = CIREncoder(
             text_encoder,
             vision_model.eval(),
             projection=ImageToWordProjection.from_pretrained(model_name_or_path, **inside(PROJECTION)),
-            tokenizer=AutoTokenizer.from_pretrained(model_name_or_path, **root),
+            tokenizer=load_tokenizer(model_name_or_path, **root),
             image_processor=text_encoder.load_image_processor(model_name_or_path, **inside(VISION)),
             context_encoder=(
                 AutoTextModelForRTD.from_pretrained(model_name_or_path, **inside(CONTEXT)).eval()

@@ -8,7 +8,7 @@ from transformers.initialization import no_init_weights
 
 from ..contexts import quiet_transformers
 from ..models import CLIPTextModelForRTD
-from ..retrieval import ComposedImageRetriever
+from ..retrieval import CIREncoder
 from .base import LAYOUTS, Layout, Parts, whole_folder
 
 
@@ -52,7 +52,7 @@ class SentenceTransformersLayout(Layout):
                     f"`base` `{base}` has image embeddings of width {vision_model.config.projection_dim}, but `model` "
                     f"has text embeddings of width {encoder.config.projection_dim}. Give the CLIP it was trained from."
                 )
-            retriever = ComposedImageRetriever(
+            retriever = CIREncoder(
                 _for_pseudo_words(encoder),
                 vision_model,
                 projection=projection,

@@ -1,6 +1,5 @@
 """Layouts that are a dictionary of tensors: from one naming to the other and back, and which naming a file has."""
 
-import json
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from transformers.initialization import no_init_weights
 from ..files import whole_file
 from ..models import CLIPTextModelForRTD
 from ..models.checkpoints import read_config
+from ..parsing import read_object
 from ..projections.original_files import find_file, read_checkpoint
 from ..weights import check_finite
 from .base import LAYOUTS, Contents, ImportReport, Layout, Parts, listed, shapes_of
@@ -291,4 +291,4 @@ def _check_shapes(contents: Contents, state: Mapping, expected: Mapping[str, tup
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file, or nothing where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_object(file) if file.is_file() else {}

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from ..retrieval import ComposedImageRetriever as CIREncoder
-from ..retrieval import ImageFeatures
+from ..composition import ImageFeatures
+from ..retrieval import CIREncoder
 from ..similarity import slerp
 
 
@@ -52,6 +52,22 @@ class QueryEncoder:
         with self._lock:
             return self.encoder.encode_images(images).numpy()
 
+    def embed_references(self, images: Sequence) -> ImageFeatures:
+        """
+        What queries read of references, to ask about the same ones often, or by several text encoders.
+
+        Args:
+            images (`Sequence` of paths, PIL pictures or arrays): The references.
+
+        Returns:
+            [`ImageFeatures`]: `features[[0]]`, those of one picture, stand where a picture stands.
+
+        Raises:
+            TypeError, ValueError, OSError: As [`CIREncoder.embed_images`].
+        """
+        with self._lock:
+            return self.encoder.embed_references(images)
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """
         Embeddings of plain texts, to search without a reference.
@@ -81,7 +97,7 @@ class QueryEncoder:
         Composed queries.
 
         Args:
-            images (`Sequence` of paths, PIL pictures or arrays, or of lists of them):
+            images (`Sequence` of paths, PIL pictures, arrays or [`ImageFeatures`], or of lists of them):
                 The reference of each query. Of several references the mean of their composed queries is taken.
             texts (`Sequence[str]`): For each what should be different.
             text_weight (`float`, *optional*, defaults to 0.5):
@@ -113,7 +129,7 @@ class QueryEncoder:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {weight}.")
         owners = torch.tensor([number for number, group in enumerate(groups) for _ in group])
         with self._lock, self._saying_what_is_cut():
-            features = self.encoder.embed_references([image for group in groups for image in group])
+            features = self._embedded([image for group in groups for image in group])
             pictures = F.normalize(features.image_embeds, dim=-1)
             queries = self._blended(features, pictures, owners, texts, text_weight)
             unwanted = [(row, text) for row, text in enumerate(avoid or ()) if text]
@@ -122,6 +138,19 @@ class QueryEncoder:
                 queries[list(rows)] -= avoid_weight * self.encoder.encode_texts(_texts(negatives))
                 queries = F.normalize(queries, dim=-1)
         return queries, [pictures[owners == number] for number in range(len(groups))]
+
+    def _embedded(self, references: list) -> ImageFeatures:
+        """Those of all references; a picture that comes several times is embedded once."""
+        new = {id(image): image for image in references if not isinstance(image, ImageFeatures)}
+        if not any(isinstance(one, ImageFeatures) for one in references) and len(new) == len(references):
+            return self.encoder.embed_references(references)
+        places = {key: place for place, key in enumerate(new)}
+        made = self.encoder.embed_references(list(new.values())) if new else None
+        parts = [made[[places[id(one)]]] if id(one) in places else one for one in references]
+        if any(len(part.image_embeds) != 1 for part in parts):
+            raise ValueError("A reference is one picture: of the features of several give `features[[row]]`.")
+        columns = zip(*parts, strict=True)
+        return ImageFeatures(*(None if column[0] is None else torch.cat(column) for column in columns))
 
     def _blended(self, features: ImageFeatures, pictures, owners, texts, weight: float) -> torch.Tensor:
         def mean(embeds: torch.Tensor) -> torch.Tensor:
@@ -151,7 +180,7 @@ class QueryEncoder:
 
 
 def _references(entry) -> list:
-    several = isinstance(entry, (list, tuple))
+    several = isinstance(entry, (list, tuple)) and not isinstance(entry, ImageFeatures)
     if several and not entry:
         raise ValueError("A query has no reference picture: its list is empty.")
     return list(entry) if several else [entry]

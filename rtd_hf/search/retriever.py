@@ -10,8 +10,8 @@ import torch
 from transformers.utils import logging
 
 from ..features import image_fingerprint
-from ..hub import load_retriever as load_encoder
-from ..retrieval import ComposedImageRetriever as CIREncoder
+from ..hub import load_cir_encoder
+from ..retrieval import CIREncoder
 from .galleries import dataset_gallery, folder_gallery, picture_path
 from .index import Hit, ImageIndex
 from .queries import QueryEncoder
@@ -90,7 +90,7 @@ class ComposedImageRetriever(QueryEncoder):
             OSError: There is no such repository, or a part of it is missing.
         """
         access = {"base_model": base_model, "revision": revision, "token": token}
-        encoder = load_encoder(repository, original=original, device=device, **access, **options)
+        encoder = load_cir_encoder(repository, original=original, device=device, **access, **options)
         config = encoder.projection.config
         model = str(base_model or config.base_model or "")
         return cls(encoder, model=model, revision="" if base_model else getattr(config, "base_revision", None) or "")
@@ -253,8 +253,9 @@ class ComposedImageRetriever(QueryEncoder):
         The pictures that the reference and the text together describe, best first.
 
         Args:
-            image (path, PIL picture or array; or `list` of them): The reference. With one text a list is several
-                references of one query; with a list of texts it holds the reference, or references, of each query.
+            image (path, PIL picture, array or [`ImageFeatures`]; or `list` of them): The reference. With one text a
+                list is several references of one query; with a list of texts it holds the reference, or references,
+                of each query.
             text (`str` or `list[str]`): What should be different, or one for each query.
             k (`int`, *optional*, defaults to 10): How many.
             text_weight, avoid, avoid_weight: As for [`~ComposedImageRetriever.encode_queries`]; `avoid` is a text

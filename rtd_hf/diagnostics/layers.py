@@ -1,0 +1,142 @@
+"""Which layers moved: how far the weights went, and how unlike what they compute has become."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..contexts import evaluating
+from .base import Diagnosis
+
+
+_GROUPS = {"self_attn": "attention", "attn": "attention", "mlp": "mlp", "norm": "norms"}
+
+
+def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None) -> Diagnosis:
+    r"""
+    Compares a trained text encoder with the one it started from, layer by layer.
+
+    - `series["weights"]`: for each layer and kind of weights (`attention`, `mlp`, `norms`), the embeddings and the
+      text projection, the relative change \\(|W - W_0| / |W_0|\\) (Frobenius norms over all tensors of the kind);
+    - `series["states"]`, with `texts`: for each layer the linear CKA (Kornblith et al., ICML 2019) of a text's mean
+      state under both encoders, 1 where one is a rotation of the other, and their mean cosine.
+
+    Args:
+        frozen ([`CLIPTextModelForRTD`]): The encoder before the training.
+        trained ([`CLIPTextModelForRTD`]): After it; adapters merged.
+        texts (`Sequence[str]`, *optional*): To compare states on; some hundreds.
+        tokenizer (*optional*): For `texts`.
+
+    Returns:
+        [`Diagnosis`]: `metrics`: `relative_change` of all weights, `most_changed_layer` (from 0; -1: what comes before
+        the layers, their number: what comes after), `cka_last`.
+
+    Raises:
+        ValueError: The encoders have different weights, or `texts` come without a `tokenizer`.
+    """
+    before, after = dict(frozen.named_parameters()), dict(trained.named_parameters())
+    if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
+        wrong = sorted(before.keys() ^ after.keys()) or [n for n in before if before[n].shape != after[n].shape]
+        raise ValueError(
+            f"`frozen` and `trained` must have the same weights, but {len(wrong)} differ, such as `{wrong[0]}`. Merge "
+            f"adapters first (`merge_and_unload`)."
+        )
+    layers = frozen.config.num_hidden_layers
+    moved: dict[tuple[int, str], list[float]] = {}
+    for name, weight in before.items():
+        squares = moved.setdefault(_place(name, layers), [0.0, 0.0])
+        squares[0] += (after[name].detach().double() - weight.detach().double()).square().sum().item()
+        squares[1] += weight.detach().double().square().sum().item()
+    rows = [
+        {"layer": layer, "kind": kind, "change": (moved[layer, kind][0] / max(moved[layer, kind][1], 1e-30)) ** 0.5}
+        for layer, kind in sorted(moved)
+    ]
+    whole = {layer: [sum(part) for part in zip(*(m for (at, _), m in moved.items() if at == layer), strict=True)]
+             for layer in {at for at, _ in moved}}  # fmt: skip
+    most = max(whole, key=lambda layer: whole[layer][0] / max(whole[layer][1], 1e-30))
+    total = [sum(part) for part in zip(*moved.values(), strict=True)]
+    metrics = {"relative_change": (total[0] / total[1]) ** 0.5, "most_changed_layer": float(most)}
+    series: dict = {"weights": rows, "layers": layers}
+    if texts:
+        if tokenizer is None:
+            raise ValueError("`tokenizer` is missing: `texts` have to be made into tokens.")
+        series["states"] = _state_changes(frozen, trained, list(texts), tokenizer)
+        metrics["cka_last"] = series["states"][-1]["cka"]
+    return Diagnosis("layer_changes", metrics, series)
+
+
+def _place(name: str, layers: int) -> tuple[int, str]:
+    """Layer and kind of a parameter by its name."""
+    parts = name.split(".")
+    if "layers" in parts:
+        kind = next((kind for piece, kind in _GROUPS.items() if any(piece in part for part in parts)), "other")
+        return int(parts[parts.index("layers") + 1]), kind
+    return (-1, "embeddings") if "embeddings" in parts else (layers, "projection" if "norm" not in name else "norms")
+
+
+@torch.inference_mode()
+def _state_changes(frozen, trained, texts: list[str], tokenizer) -> list[dict[str, float]]:
+    rows = []
+    pairs = zip(mean_states(frozen, texts, tokenizer), mean_states(trained, texts, tokenizer), strict=True)
+    for layer, (first, second) in enumerate(pairs):
+        cosine = torch.nn.functional.cosine_similarity(first, second).mean().item()
+        rows.append({"layer": layer - 1, "cka": linear_cka(first, second), "cosine": cosine})
+    return rows
+
+
+@torch.inference_mode()
+def mean_states(encoder, texts: Sequence[str], tokenizer, *, batch_size: int = 64) -> list[torch.Tensor]:
+    """
+    The mean hidden state over a text's tokens, of the embeddings and after each layer.
+
+    Args:
+        encoder ([`CLIPTextModelForRTD`]): The encoder.
+        texts (`Sequence[str]`): The texts.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        batch_size (`int`, *optional*, defaults to 64): Texts at once.
+
+    Returns:
+        `list[torch.Tensor]`: For the embeddings and each layer `(N, H)`, float32, on the CPU.
+    """
+    layers = next(module for name, module in encoder.named_modules() if name.endswith("encoder.layers"))
+    kept: list[list[torch.Tensor]] = [[] for _ in range(len(layers) + 1)]
+    taken: dict[int, torch.Tensor] = {}
+
+    def before_first(module, args, kwargs):
+        taken[0] = args[0] if args else kwargs["hidden_states"]
+
+    def after(place: int):
+        def hook(module, args, output):
+            taken[place] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [layers[0].register_forward_pre_hook(before_first, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(after(place)) for place, layer in enumerate(layers, start=1)]
+    try:
+        with evaluating(encoder):
+            for first in range(0, len(texts), batch_size):
+                some = list(texts[first : first + batch_size])
+                batch = tokenizer(some, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
+                encoder(**batch)
+                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))[..., None]
+                for place, state in taken.items():
+                    kept[place].append(((state.float() * mask).sum(1) / mask.sum(1)).cpu())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(parts) for parts in kept]
+
+
+def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
+    r"""
+    Linear centred kernel alignment, \\(|Y^T X|^2 / (|X^T X| |Y^T Y|)\\) of centred \\(X\\) and \\(Y\\).
+
+    Args:
+        first, second (`torch.Tensor` of shape `(N, H)`): Row i of both is about the same input.
+
+    Returns:
+        `float`: Between 0 and 1.
+    """
+    first, second = (rows.double() - rows.double().mean(0) for rows in (first, second))
+    grams = first @ first.T, second @ second.T  # N rows are fewer than widths squared
+    return ((grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm()).clamp_min(1e-30)).item()
