@@ -81,9 +81,8 @@ def named(source: str | None) -> str | None:
 
 
 def write(args: argparse.Namespace) -> None:
-    from transformers import AutoTokenizer
-
     from rtd_hf.layouts import LAYOUTS, export_layout
+    from rtd_hf.tokens import load_tokenizer
 
     layout = LAYOUTS[args.to]
     wanted = {*layout.needs, *layout.takes}
@@ -91,7 +90,7 @@ def write(args: argparse.Namespace) -> None:
     encoder = load_text_encoder(model, base or model, adapter=args.adapter)
     parts = {"base": base, "revision": args.revision}
     if "tokenizer" in wanted:
-        parts["tokenizer"] = AutoTokenizer.from_pretrained(base if Path(model).is_file() else model)
+        parts["tokenizer"] = load_tokenizer(base if Path(model).is_file() else model)
     if "projection" in wanted and (args.projection or "projection" in layout.needs):
         parts["projection"] = load_projection(args.projection, model)
     written = export_layout(encoder, args.output_dir, layout=args.to, **parts)
@@ -129,10 +128,9 @@ def _same(own, found) -> bool:
 
 
 def read(args: argparse.Namespace, checkpoint: str | Path) -> None:
-    from transformers import AutoTokenizer
-
     from rtd_hf import export_text_encoder, prepare_output_dir, verify_drop_in
     from rtd_hf.layouts import import_layout
+    from rtd_hf.tokens import load_tokenizer
 
     folder, base = prepare_output_dir(args.output_dir), named(args.base)
     model, report = import_layout(
@@ -144,7 +142,7 @@ def read(args: argparse.Namespace, checkpoint: str | Path) -> None:
         output_loading_info=True,
     )
     say(str(report))
-    tokenizer = None if base is None else AutoTokenizer.from_pretrained(base, revision=args.revision or "main")
+    tokenizer = None if base is None else load_tokenizer(base, revision=args.revision or "main")
     export_text_encoder(model, folder, tokenizer=tokenizer)
     if tokenizer is not None:
         proof = verify_drop_in(folder, model, tokenizer=tokenizer)

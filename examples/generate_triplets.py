@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.arguments import given, one_screen_errors, parse, wants_help, with_recipe
+from utils.resolved import shown_arguments
 
 
 @dataclass
@@ -70,9 +71,9 @@ def token_counter(name: str | None):
     """What counts the tokens of a text, if a tokenizer is named."""
     if name is None:
         return None
-    from transformers import AutoTokenizer
+    from rtd_hf.tokens import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = load_tokenizer(name)
     return lambda text: len(tokenizer(text)["input_ids"])
 
 
@@ -93,7 +94,7 @@ def main(script: ScriptArguments, filtering, options) -> None:
     from rtd_hf.triplets.publishing import build_triplet_card, push_triplets
 
     # what can be refused is refused before any work is done
-    command = " ".join(["python examples/generate_triplets.py", *sys.argv[1:]])
+    command = " ".join(["python examples/generate_triplets.py", *shown_arguments(sys.argv[1:])])
     if script.push_to_hub and (not script.license or Path(script.output).suffix != ".parquet"):
         raise ValueError("`--push_to_hub` needs `--license`, that of the captions, and an `--output` in Parquet.")
     started = time.perf_counter()

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from utils.arguments import checkpoint_to_resume, given, one_screen_errors, parse, wants_help, with_recipe
 from utils.parts import load_triplets
+from utils.resolved import shown_arguments
 
 
 HERE = Path(__file__).parent
@@ -149,7 +150,6 @@ def load_contexts(source: str, seed: int) -> list[str]:
 
 
 def main(script: ScriptArguments, options, args) -> None:
-    import yaml
     from torch.utils.data import Subset
     from transformers import set_seed
     from utils.recipes import write_recipe
@@ -158,8 +158,8 @@ def main(script: ScriptArguments, options, args) -> None:
         BENCHMARKS,
         OBJECTIVES,
         PROJECTIONS,
+        CIREncoder,
         CIREvaluator,
-        ComposedImageRetriever,
         EncodedRows,
         FrozenCLIP,
         ImageToWordProjection,
@@ -167,6 +167,8 @@ def main(script: ScriptArguments, options, args) -> None:
         prepare_output_dir,
         teach_surrogate,
     )
+    from rtd_hf.interruptions import PREEMPTED_EXIT_CODE
+    from rtd_hf.parsing import parse_yaml
     from rtd_hf.shapes import ASSETS
 
     started = time.perf_counter()
@@ -185,7 +187,7 @@ def main(script: ScriptArguments, options, args) -> None:
         facts["vision_hidden_size"] = clip.vision_model.config.hidden_size
     if PROJECTIONS[script.method].needs_context and script.clip_model == "shapes":
         facts["context_placeholder_id"] = clip.tokenizer.convert_tokens_to_ids("$</w>")  # its vocabulary is small
-    facts |= yaml.safe_load(script.projection_options)
+    facts |= parse_yaml(script.projection_options)
     widths = (clip.text_encoder.projection_dim, clip.text_encoder.config.hidden_size)
     projection = ImageToWordProjection.build(script.method, *widths, **facts)
 
@@ -200,7 +202,7 @@ def main(script: ScriptArguments, options, args) -> None:
     held_back = min(script.num_eval_rows, len(rows) // 10) if args.eval_strategy != "no" else 0
 
     # 4 train
-    retriever = clip.vision_model and ComposedImageRetriever(
+    retriever = clip.vision_model and CIREncoder(
         clip.text_encoder,
         clip.vision_model,
         projection=projection,
@@ -221,6 +223,9 @@ def main(script: ScriptArguments, options, args) -> None:
         for stale in folder.glob("checkpoint-*"):  # of an earlier run in the same folder
             shutil.rmtree(stale)
     trainer.train(resume_from_checkpoint=resume)
+    if trainer.preempted:
+        sys.stdout.write(f"Stopped after step {trainer.state.global_step}; `--resume_from_checkpoint last` goes on.\n")
+        raise SystemExit(PREEMPTED_EXIT_CODE)
 
     # 5 what text-only training needs of a projection that reads vision tokens
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -241,13 +246,13 @@ def main(script: ScriptArguments, options, args) -> None:
     names = (length, "per_device_train_batch_size", "learning_rate", "weight_decay")
     write_recipe(
         folder,
-        " ".join(["python examples/train_projection.py", *_what_matters(sys.argv[1:])]),
+        " ".join(["python examples/train_projection.py", *shown_arguments(_what_matters(sys.argv[1:]))]),
         args,
         (*names, "adam_beta2", "adam_epsilon", "warmup_steps", "max_grad_norm"),
         method=script.method,
         rows=len(rows),
         options={item.name: getattr(options, item.name) for item in fields(options)},
-        projection_options=yaml.safe_load(script.projection_options),
+        projection_options=parse_yaml(script.projection_options),
         parameters=projection.num_parameters(),
         seconds=time.perf_counter() - started,
         figures=figures,

@@ -11,9 +11,13 @@ package. `--config recipe.yaml` reads another recipe (see `examples/recipes`); a
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --save_steps 2 --warmup_steps 1 --output_dir {tmp}/run
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --use_peft --output_dir {tmp}/lora
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --anchors beside --mini_batch_size 50 --output_dir {tmp}/anchors
+# ci: --max_steps 2 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --diagnostics discrepancy --output_dir {tmp}/why
+# ci: --estimate --per_device_train_batch_size 16
+# ci: --dry_run 2 --per_device_train_batch_size 16
 # ci: --help
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -22,9 +26,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from utils.arguments import checkpoint_to_resume, given_names, one_screen_errors, parse, wants_help
+from utils.diagnosing import RunDiagnoses
+from utils.dry_run import dry_run
+from utils.estimates import PlanArguments, show_estimate
 from utils.parts import ModelArguments, load_parts, load_triplets
-from utils.resolved import portable, resolved_recipe
-from utils.specs import preservation_of
+from utils.resolved import portable, resolved_recipe, shown_arguments
+from utils.specs import alignment_of, preservation_of
 
 
 SHAPES = Path(__file__).parent / "recipes" / "shapes.yaml"
@@ -46,6 +53,12 @@ class ScriptArguments:
     )
     projection_subfolder: str = field(
         default="", metadata={"help": "Folder within it, such as `projection` of a repository that we published."}
+    )
+    projection_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Its kind, such as `searle`: for an authors' file that looks like two, and to be sure of it."
+        },
     )
     prompt_template: str | None = field(
         default=None,
@@ -79,6 +92,21 @@ class ScriptArguments:
         metadata={
             "help": "Plain retrieval before and after the training: `shapes[,num_images=500]` or "
             "`coco=captions_val2017.json,images=val2017[,num_images=1000]`, several in a row."
+        },
+    )
+    watch_alignment: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Held-out captions on which each evaluation looks whether the encoder drifts from the pictures: "
+            "`shapes[,num_images=200]`, `coco=captions_val2017.json,images=val2017[,num_images=1000]`, `rows=DATA` "
+            "(pictures with captions) or `captions=DATA` (without pictures), several in a row."
+        },
+    )
+    diagnostics: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Diagnoses before, during and after the training: `discrepancy` and `perturbations` on the "
+            "benchmarks, `alignment` on the captions of `--watch_alignment` or `--preservation`."
         },
     )
     license: str = field(default="", metadata={"help": "Licence of the result, such as `mit`; required for the card."})
@@ -133,13 +161,17 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     from rtd_hf import (
         BENCHMARKS,
         CIREvaluator,
+        PushError,
         RTDTrainer,
         check_triplets,
+        learning_curve,
         precompute_anchors,
         prepare_output_dir,
         write_repository,
     )
+    from rtd_hf.files import hash_weights
     from rtd_hf.hub import EnergyMeter, cached_revision, check_base_model, fingerprint_triplets
+    from rtd_hf.hub.refusals import UNPUBLISHED_EXIT_CODE
     from rtd_hf.interruptions import PREEMPTED_EXIT_CODE
     from rtd_hf.options import RTDOptions
 
@@ -153,6 +185,8 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         raise ValueError(
             "`--license` is missing: the card of the result must state one, such as `mit` or `cc-by-nc-4.0`."
         )
+    captions = script.watch_alignment or script.preservation
+    RunDiagnoses.check(script.diagnostics, script.benchmarks, captions)
     base_model, benchmark_datasets = base_of(script), benchmark_datasets_of(script)
     check_base_model(script.base_model or None)
     args.hub_license = args.hub_license or script.license
@@ -170,10 +204,13 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         script.clip_model,
         script.projection,
         projection_subfolder=script.projection_subfolder,
+        projection_type=script.projection_type,
         prompt_template=script.prompt_template,
         device=args.device,
     )
     text_encoder, tokenizer, projection = parts.text_encoder, parts.tokenizer, parts.projection
+    begun_with = {"text encoder": text_encoder, "projection": projection}
+    begun_with = {name: hash_weights(part.state_dict()) for name, part in begun_with.items()} if chief else {}
 
     # 3 benchmarks, measured with the frozen encoder, and what needs no training
     frozen = text_encoder
@@ -195,10 +232,14 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     first = next(iter(evaluators.values()), None)
     rows = _spread(len(first.benchmark.queries), 8) if first else []
     best_before = first.search(5, text_encoder=frozen, rows=rows) if first else []
+    diagnoses = RunDiagnoses(script.diagnostics, [*evaluators.values()], captions, parts.retriever())
     watched = []
     if script.validation_benchmark and args.eval_strategy != "no":
         held_out = BENCHMARKS[script.validation_benchmark](num_queries=100, seed=1)
         watched.append(CIREvaluator(held_out, parts.retriever()))
+        watched += diagnoses.watched(watched[0])
+    if args.eval_strategy != "no":
+        watched += [alignment_of(text, parts.retriever()) for text in script.watch_alignment]
 
     # 4 train
     peft_config = model_args.lora_config(text_encoder) if model_args.use_peft else None
@@ -224,11 +265,14 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     if trainer.preempted:
         say(f"Stopped after step {trainer.state.global_step}. `--resume_from_checkpoint last` goes on from there.")
         raise SystemExit(PREEMPTED_EXIT_CODE)
+    if trainer.stopped and chief:
+        say(f"\nStopped after step {trainer.stopped['step']}: {trainer.stopped['reason']}.")
     model = trainer.trained_encoder()
 
     # 5 measure again
     after = {name: evaluator.evaluate(model) for name, evaluator in evaluators.items()}
     kept_after = [keeper.evaluate(model) for keeper in keepers]
+    diagnosed = diagnoses.compared(model)
     if not chief:
         return
     meter.stop()
@@ -240,9 +284,12 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         **circumstances(script, model_args, args, seconds=time.perf_counter() - started, meter=meter),
     }
     metrics["run"] |= {"steps": trainer.state.global_step, "anchors": "computed ahead" if anchors else "in every step"}
+    metrics["run"] |= {"stopped": trainer.stopped["reason"]} if trainer.stopped else {}
+    metrics["curve"] = learning_curve(trainer.state.log_history)
+    metrics |= {"diagnostics": diagnosed} if script.diagnostics else {}
     metrics["cost"]["training seconds"] = round(trained.metrics["train_runtime"], 1)
     used = {"triplets": portable(script.triplets), **fingerprint_triplets(triplets), "held back": held_back}
-    metrics["data"] = used
+    metrics["data"] = used | begun_with
 
     # 6 save all that belongs to it, and prove that plain transformers loads it
     on_hub = script.triplets != "shapes" and not Path(script.triplets).exists()
@@ -261,13 +308,10 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         datasets=[script.triplets] if on_hub else None,
         dataset_ids=benchmark_datasets,
     )
-    recall_key = next((key for row in trainer.state.log_history for key in row if key.endswith("recall@10")), "")
-    plot_curves(trainer.state.log_history, folder / "loss.png", recall_key=recall_key)
+    plot_curves(metrics["curve"], folder / "loss.png")
     if first:
         best_after = first.search(5, text_encoder=model, rows=rows)
         plot_retrieval(first.benchmark, rows, best_before, best_after, folder / "retrieval.png")
-    if args.push_to_hub:
-        say(f"\nPublished: {trainer.push_to_hub(folder=folder).url}")
 
     # 7 tell
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -296,7 +340,7 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
         ("metrics.json", "every figure of this run, its data and its machine"),
         ("recipe.yaml", "its arguments: `--config` repeats it"),
         ("README.md", "the model card"),
-        ("loss.png", "loss and recall over the steps"),
+        ("loss.png", "loss, recall and image alignment over the steps"),
         ("retrieval.png", "eight queries before and after"),
     ):
         if (folder / file).exists():
@@ -304,6 +348,12 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     say(f"\nLoad it:\n\n  from transformers import AutoTokenizer, {stock}")
     say(f'  tokenizer = AutoTokenizer.from_pretrained("{args.output_dir}")')
     say(f'  text_encoder = {stock}.from_pretrained("{args.output_dir}")')
+    if args.push_to_hub:
+        try:
+            say(f"\nPublished: {trainer.push_to_hub(folder=folder).url}")
+        except PushError as error:
+            sys.stderr.write(f"\nPushError: {error}\n")
+            raise SystemExit(UNPUBLISHED_EXIT_CODE) from None
 
 
 def compared(before, after, *, difference: str = "gain") -> dict[str, dict]:
@@ -325,7 +375,7 @@ def circumstances(
     memory, energy = peak_memory_gib(device_type=args.device.type), meter.watt_hours
     return {
         "run": {
-            "command": " ".join(["accelerate launch examples/train_rtd.py", *map(portable, sys.argv[1:])]),
+            "command": shlex.join(["accelerate", "launch", "examples/train_rtd.py", *shown_arguments(sys.argv[1:])]),
             "seed": args.seed,
             "triplets per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             "learning rate": args.learning_rate,
@@ -363,10 +413,15 @@ if __name__ == "__main__":
             from rtd_hf.options import RTDOptions as TrainingOptions
         else:
             from rtd_hf import RTDTrainingArguments as TrainingOptions
-        parsed = parse(
-            (ScriptArguments, ModelArguments, TrainingOptions),
+        *parsed, options = parse(
+            (ScriptArguments, ModelArguments, TrainingOptions, PlanArguments),
             sys.argv[1:],
             default_recipe=SHAPES,
             description="Fine-tunes a CLIP text encoder with RTD, and measures retrieval before and after.",
         )
-        main(*parsed)
+        if options.estimate:
+            show_estimate(options, *parsed)
+        elif options.dry_run is not None:
+            dry_run(options, *parsed)
+        else:
+            main(*parsed)

@@ -60,6 +60,7 @@ _MODULES = {
     "pack_rows": "packing",
     "precompute_anchors": "anchors",
     # training
+    "NoRoomError": "files",
     "RTDTrainer": "trainer",
     "StepTime": "step_probe",
     "TrainingEstimate": "estimates",
@@ -104,6 +105,13 @@ _MODULES = {
     "validate_cirr_submission": "submissions",
     "write_circo_submission": "submissions",
     "write_cirr_submission": "submissions",
+    # understanding what changed
+    "Diagnosis": "diagnostics",
+    "QueryPerturbations": "diagnostics",
+    "TEXT_CHANGES": "diagnostics",
+    "TaskDiscrepancy": "diagnostics",
+    "layer_changes": "diagnostics",
+    "modality_gap": "diagnostics",
     # saving and publishing
     "DropInReport": "hub",
     "check_safetensors": "hub",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .models import AutoTextModelForRTD
+from .weights import errors_of_loading
 
 
 if TYPE_CHECKING:
@@ -56,10 +57,14 @@ def load_adapter(
 
     name = os.fspath(adapter)
     where = {key: value for key, value in {"revision": revision, "subfolder": subfolder}.items() if value is not None}
-    config = PeftConfig.from_pretrained(name, **where, **options)
+    with errors_of_loading(name, "The adapter"):
+        config = PeftConfig.from_pretrained(name, **where, **options)
+    if getattr(config, "megatron_config", None):  # PEFT would import the module that the file names
+        raise ValueError(f"The adapter `{name}` has a `megatron_config`, which no text encoder has. Take it out.")
     config.inference_mode = not is_trainable
     base = _base_model(name, config, model, base_revision=base_revision)
-    adapted = PeftModel(base, config, _NAME)
+    with errors_of_loading(name, "The adapter"):
+        adapted = PeftModel(base, config, _NAME)
     try:
         result = _load_weights(adapted, name, is_trainable=is_trainable, **where, **options)
         _check_keys(name, base, result.missing_keys, result.unexpected_keys)
@@ -113,8 +118,15 @@ def _base_model(name: str, config: "PeftConfig", model: Any, *, base_revision: s
 
 
 def _load_weights(adapted: "PeftModel", name: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        return adapted.load_adapter(name, _NAME, **options)
+        with errors_of_loading(name, "The adapter", leave=(RuntimeError,)):
+            return adapted.load_adapter(name, _NAME, **options)
+    except SafetensorError as error:
+        raise OSError(
+            f"The weights of the adapter `{name}` are damaged or cut short ({error}). Download it again."
+        ) from error
     except RuntimeError as error:  # of torch: other widths, or another rank than the configuration says
         raise ValueError(
             f"The adapter `{name}` does not fit the text encoder: {error}. Give the one it was trained on as `model`."

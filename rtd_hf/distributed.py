@@ -1,5 +1,6 @@
 """The few things a loss has to know about the other processes. On one process every function is the identity."""
 
+import time
 from typing import Any
 
 import torch
@@ -147,3 +148,32 @@ def any_process(value: bool, *, device: torch.device | str = "cpu") -> bool:
     found = torch.tensor(int(value), device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return bool(found.item())
+
+
+def outcomes_of_all(outcome: str, meeting: str, *, wait: bool = True) -> list[str]:
+    """
+    What each process says about something that all of them did, where one may have failed in the middle of it.
+
+    This takes the way of the processes' common store: a process that failed must enter no collective operation, which
+    would be matched with whatever operation the others are in.
+
+    Args:
+        outcome (`str`): What this process says; empty where all went well.
+        meeting (`str`): Its name, the same on all processes and each time another.
+        wait (`bool`, *optional*, defaults to `True`): Wait until all have said something, or one that it failed. Off,
+            for a process that failed itself and is going to leave.
+
+    Returns:
+        `list[str]`: In the order of the ranks, empty for whoever said nothing yet.
+    """
+    if world_size() == 1:
+        return [outcome]
+    # There is no public way to it; it is what `init_process_group` uses, and lives as long as the group.
+    store = dist.distributed_c10d._get_default_store()
+    keys = [f"{meeting} {number}" for number in range(world_size())]
+    store.set(keys[rank()], f".{outcome}")
+    while True:
+        said = [store.get(key).decode()[1:] if store.check([key]) else None for key in keys]
+        if not wait or any(said) or None not in said:
+            return [one or "" for one in said]
+        time.sleep(0.05)  # and not within the store, so that signals are heard

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .distributed import rank
 from .files import hash_bytes, whole_file
+from .parsing import parse_json
 
 
 logger = logging.get_logger(__name__)
@@ -90,11 +91,15 @@ class FeatureFolder:
                 f"`{path}` stands where features are kept, but is something else (format {metadata.get('format')!r}, "
                 f"not {FORMAT!r}). Nothing was changed. Move it away, or choose another folder."
             )
-        if json.loads(metadata["fingerprint"]) != self.fingerprint:
+        try:
+            fingerprint = parse_json(metadata.get("fingerprint", ""))
+        except ValueError:
+            fingerprint = None
+        if fingerprint != self.fingerprint:
             logger.warning(f"The features in `{path}` are of another encoder than its name says. They are made anew.")
             return None
         embeds, digests = tensors["image_embeds"], tensors["digests"].numpy()
-        if metadata["checksum"] != _checksum(embeds, digests):
+        if metadata.get("checksum") != _checksum(embeds, digests) or len(embeds) != len(digests):
             logger.warning(f"The features in `{path}` are damaged: their checksum differs. They are made anew.")
             return None
         return Features(embeds, digests)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+# Pillow knows more kinds of files, by their contents and not by their names; one of them, EPS, is a program that it
+# has Ghostscript run.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # How a whole file ends. Some programs append data of their own, so a file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -52,18 +55,28 @@ def open_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
             raise FileNotFoundError(f"There is no picture at {name}. Check the folder, the name and its extension.")
         size = file.stat().st_size
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
             return _as_rgb(image)
     except Image.DecompressionBombError as error:
         raise OSError(
             f"The picture {name} ({size} bytes) is too large to be opened safely ({error}). Scale it down, or raise "
             f"`PIL.Image.MAX_IMAGE_PIXELS` if you trust it."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's formats each have their own
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's formats each have their own
         raise OSError(
             f"The picture {name} ({size} bytes) is damaged, cut short, or no picture at all ({error}). "
             f"Copy or download it again."
         ) from error
+
+
+def _formats() -> list[str]:
+    """The kinds of pictures that are opened, those of them that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _as_rgb(image: "Image.Image") -> "Image.Image":
@@ -95,11 +108,13 @@ def image_fault(path: str | os.PathLike, *, deep: bool = False) -> str | None:
 
     try:
         if not deep:
-            with Image.open(path) as image, open(path, "rb") as file:
+            with Image.open(path, formats=_formats()) as image, open(path, "rb") as file:
                 end = _LAST_BYTES.get(image.format)
                 file.seek(-min(len(end or b""), os.path.getsize(path)), os.SEEK_END)
                 deep = end is None or file.read() != end
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except MemoryError:
+        raise
+    except Exception:
         deep = True  # `open_image` has the words for it
     if deep:
         try:
@@ -107,6 +122,12 @@ def image_fault(path: str | os.PathLike, *, deep: bool = False) -> str | None:
         except OSError as error:
             return str(error)
     return None
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that stands in a file is absolute or goes up (`..`), on whatever system."""
+    pieces = path.replace("\\", "/").split("/")
+    return path.startswith(("/", "\\")) or ".." in pieces or path[1:2] == ":"
 
 
 class ImageFolders:
@@ -122,7 +143,17 @@ class ImageFolders:
         self._listings: dict[Path, dict[str, Path]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file `name.png`, `.jpg` or `.jpeg` (in this order, in any case) of a relative path, or `None`."""
+        """
+        The file `name.png`, `.jpg` or `.jpeg` (in this order, in any case) of a relative path, or `None`.
+
+        Raises:
+            ValueError: the path leads out of the folders.
+        """
+        if leads_out(name):
+            raise ValueError(
+                f"The picture {name!r} does not lie below {' or '.join(map(str, self.folders)) or 'any folder'}. Its "
+                f"list names it by a path that leads elsewhere; such files are not opened."
+            )
         folder, _, stem = name.rpartition("/")
         for base in self.folders:
             path = self.listing(base / folder if folder else base).get(stem)

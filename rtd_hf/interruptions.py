@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import zipfile
@@ -29,29 +30,40 @@ class StopOnSignal(TrainerCallback):
     saved, and the training ends. One process that is told is enough: all agree after each step.
 
     Attributes:
-        stopped (`bool`): Whether that happened.
+        told (`bool`): Whether this process was.
+        stopped (`bool`): Whether the training ended because of it, with a checkpoint.
     """
 
     def __init__(self):
-        self.stopped = self._told = False
+        self.stopped = self.told = False
         self._previous: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Listens from here; handlers can be set in the main thread only."""
-        self.stopped = self._told = False
+        self.stopped = self.told = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, number: int, frame: Any) -> None:
-        self._told = True
+        self.told = True
 
     def on_step_end(self, args, state, control, **kwargs):
         """Saves and ends the training where any process was told to."""
-        if any_process(self._told, device=args.device):
+        if any_process(self.told, device=args.device):
             self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        """Keeps HF from what it does at the end of a training, which this is not: load the best weights and, with
+        `save_total_limit=1`, delete the checkpoint that was just saved."""
+        if self.stopped:
+            state.best_model_checkpoint = None  # what was written knows it
 
     def on_train_end(self, args, state, control, **kwargs):
         """Listens no more."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Puts the handler back that was there before."""
         if self._previous is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
@@ -90,6 +102,43 @@ def check_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> None:
         )
 
 
+def remove_unfinished(folder: str | os.PathLike, step: int) -> None:
+    """
+    Removes what kills and full disks left of checkpoints, so that it neither takes room nor counts as one.
+
+    To be called before a checkpoint is written, which is no whole one either while it is: if one of that name was
+    there, it loses the file that makes it whole, so that a kill does not leave a mixture that looks like one.
+
+    Args:
+        folder (`str` or `os.PathLike`): The run's output folder.
+        step (`int`): Of the checkpoint that is going to be written.
+    """
+    for number, checkpoint in _checkpoints(folder).items():
+        if number == step:
+            (checkpoint / _STATE).unlink(missing_ok=True)
+        elif not _is_finished(checkpoint):
+            logger.warning(f"`{checkpoint}` was never finished, and is removed.")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _checkpoints(folder: str | os.PathLike) -> dict[int, Path]:
+    """The checkpoints of a run by their steps, whole or not."""
+    found = {}
+    for checkpoint in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = checkpoint.name.rpartition("-")[2]
+        if number.isdigit() and checkpoint.is_dir():
+            found[int(number)] = checkpoint
+    return found
+
+
 def last_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> str | None:
     """
     The latest checkpoint of a run that is whole; later ones that are not are named in a warning.
@@ -101,11 +150,7 @@ def last_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> str | N
     Returns:
         `str`, or `None` where there is none.
     """
-    found = {}
-    for checkpoint in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = checkpoint.name.rpartition("-")[2]
-        if number.isdigit() and checkpoint.is_dir():
-            found[int(number)] = checkpoint
+    found = _checkpoints(folder)
     for number in sorted(found, reverse=True):
         try:
             check_checkpoint(found[number], processes=processes)

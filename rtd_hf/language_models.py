@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .tokens import load_tokenizer
+
 
 class LocalLanguageModel:
     """
@@ -21,12 +23,12 @@ class LocalLanguageModel:
     """
 
     def __init__(self, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         self.name = name
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.tokenizer = load_tokenizer(name)
         kind = {} if dtype is None else {"dtype": dtype}
-        self.model = AutoModelForCausalLM.from_pretrained(name, **kind).to(device).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **kind).to(device).eval()
         known = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, 0
         self.pad_token_id = next(token for token in known if token is not None)
 

@@ -73,8 +73,8 @@ class RTDOptions:
     )
 
     # The end
-    stop_when: list[str] = field(
-        default_factory=list,
+    stop_when: list[str] | None = field(
+        default=None,
         metadata={
             "help": "Rules that end the training early, with a checkpoint, each in quotes and any of them enough: "
             "`METRIC<BOUND`, `METRIC>BOUND`, `METRIC:no_gain` (not above its best value; `no_gain=0.5`: not by more "

@@ -12,12 +12,14 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .distributed import rank
+from .faults import KeepsState
 from .objectives import ProjectionObjective
 from .projections import ImageToWordProjection
+from .training_args import TokenStaysOut
 
 
-@dataclass
-class ProjectionTrainingArguments(TrainingArguments):
+@dataclass(repr=False)  # HF's own, which shows no token
+class ProjectionTrainingArguments(TokenStaysOut, TrainingArguments):
     """HF [`~transformers.TrainingArguments`] with the defaults that any objective needs.
 
     What a method's authors published is in its objective's `training_defaults`; use [`~published`]. The columns of
@@ -73,7 +75,7 @@ class _Epochs(TrainerCallback):
         self.rows.set_epoch(int(state.epoch or 0))
 
 
-class ProjectionTrainer(Trainer):
+class ProjectionTrainer(KeepsState, Trainer):
     """Fits an image-to-word projection. The towers are frozen, so only the projection moves.
 
     Resumes, runs on several processes, and saves as any `Trainer`. The whole step is in the objective; it calls the
@@ -204,9 +206,7 @@ class ProjectionTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         for name, value in self._drain("eval").items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
-        for evaluator in self.evaluators:
-            for name, value in evaluator().items():
-                output.metrics[f"{metric_key_prefix}_{name}"] = float(value)
+        self._measure(output.metrics, metric_key_prefix)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

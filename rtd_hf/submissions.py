@@ -1,6 +1,5 @@
 """Files for the test servers of CIRR and CIRCO: written from ranked lists, and checked before a server does it."""
 
-import gzip
 import json
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from .benchmarks.circo import find_annotations, gallery_ids, read_queries
 from .benchmarks.cirr import load_cirr
 from .benchmarks.files import read_json
 from .files import whole_file
+from .parsing import read_bytes
 
 
 CIRR_VERSION = "rc2"
@@ -180,6 +180,7 @@ def read_submission(path: str | os.PathLike, benchmark: CIRBenchmark) -> list[li
     content, _ = _read(path)
     answers = {key: value for key, value in content.items() if key not in ("version", "metric")}
     problems = list(_problems_of_keys(answers, [query.id for query in benchmark.queries]))
+    problems += [f"the list of {key} is {str(ids)[:60]}" for key, ids in answers.items() if not isinstance(ids, list)]
     _raise_for(problems, str(path))
     return [[str(i) for i in answers[query.id]] for query in benchmark.queries]
 
@@ -322,4 +323,4 @@ def _read(path: str | os.PathLike) -> tuple[dict, int]:
 
 
 def _size(path: Path) -> int:
-    return len(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path.stat().st_size
+    return len(read_bytes(path)) if path.suffix == ".gz" else path.stat().st_size

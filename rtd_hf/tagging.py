@@ -5,6 +5,8 @@ publications have it, and otherwise the Hanover Tagger (Wartena, KONVENS 2019), 
 model along, so that `pip` alone is enough. Tags are those of Universal Dependencies (`NOUN`, `ADJ`, `DET`, ...).
 """
 
+import inspect
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -240,7 +242,8 @@ def _load_hanta() -> Callable[[str], Iterable[tuple[str, str]]]:
             "Parts of speech need a tagger, and none is installed. Install one with `pip install HanTa`, or `pip "
             "install 'rtd_hf[projections]'`."
         ) from error
-    model = HanoverTagger("morphmodel_en.pgz")
+    # By its name alone a file of that name in the working folder would be taken, and unpickled.
+    model = HanoverTagger(os.path.join(os.path.dirname(inspect.getfile(HanoverTagger)), "morphmodel_en.pgz"))
 
     def tagging(text: str) -> Iterable[tuple[str, str]]:
         for word, _, kind in model.tag_sent(_WORD.findall(text)):

@@ -1,14 +1,23 @@
 """Options of an RTD run: what the paper adds to HF's `TrainingArguments`, and the published defaults."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import TrainingArguments
 
 from .options import RTDOptions
+from .stopping import check_rules
 
 
-@dataclass
-class RTDTrainingArguments(RTDOptions, TrainingArguments):
+class TokenStaysOut:
+    """Arguments that are saved, pickled and copied without the Hub's token: HF writes them into every checkpoint."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hub_token": None}
+
+
+@dataclass(repr=False)  # HF's own, which shows no token
+class RTDTrainingArguments(TokenStaysOut, RTDOptions, TrainingArguments):
     """HF [`~transformers.TrainingArguments`] plus the options of RTD (Byun et al., ICCV 2025, arXiv 2406.09188).
 
     Every option is described by its `help` string, in [`RTDOptions`]. These defaults of HF differ here, and are the
@@ -25,3 +34,10 @@ class RTDTrainingArguments(RTDOptions, TrainingArguments):
     def __post_init__(self):
         RTDOptions.__post_init__(self)
         TrainingArguments.__post_init__(self)
+        if self.accelerator_config.dispatch_batches is None:
+            # Of a stream, one process would read for all and cut their parts out of its tensors; packed rows are none.
+            self.accelerator_config.dispatch_batches = False
+        if isinstance(self.stop_when, str):
+            self.stop_when = [self.stop_when]
+        strategies = {"evaluates": self.eval_strategy, "logs": self.logging_strategy}
+        check_rules(self.stop_when or (), **{name: value != "no" for name, value in strategies.items()})

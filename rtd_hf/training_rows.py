@@ -8,7 +8,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from .triplets import check_texts
+from .data_files import room_for_cache
+from .files import NoRoomError
+from .images import leads_out
+from .parsing import check_nesting
+from .triplets import check_arrow, check_texts
 
 
 IMAGE_COLUMNS = ("image", "file_name", "img", "picture", "jpg", "png", "image_path", "path", "filename")
@@ -24,17 +28,21 @@ class CaptionLines(Dataset):
 
     Args:
         captions (`Sequence[str]`): The captions, none of them blank.
+        name (`str`, *optional*): Where they come from, for messages.
 
     Raises:
         ValueError: a caption is blank; the message counts them and names the first.
     """
 
-    def __init__(self, captions: Sequence[str]):
+    def __init__(self, captions: Sequence[str], *, name: str = ""):
         blank = [number for number, caption in enumerate(captions, start=1) if not caption.strip()]
         if blank:
             raise ValueError(
-                f"{len(blank)} of {len(captions)} captions are blank, the first in line {blank[0]}. Remove them."
+                f"{len(blank)} of {len(captions)} captions{name and f' of {name}'} are blank, the first in line "
+                f"{blank[0]}. Remove them."
             )
+        if not captions:
+            raise ValueError(f"There are no captions{name and f' in {name}'}. Give one a line.")
         self.captions = captions
 
     def __len__(self) -> int:
@@ -66,7 +74,7 @@ class PictureFiles(Dataset):
         self.captions: list[str] | None = None
         if captions:
             beside = [path.with_suffix(".txt") for path in self.paths]
-            texts = [path.read_text(encoding="utf-8").strip() if path.is_file() else "" for path in beside]
+            texts = [_read_text(path).strip() if path.is_file() else "" for path in beside]
             without = [path for path, text in zip(self.paths, texts, strict=True) if not text]
             if without:
                 raise ValueError(
@@ -95,7 +103,7 @@ class TableRows(Dataset):
         root (`Path`, *optional*): What paths are relative to.
 
     Raises:
-        ValueError: captions are missing or blank, or the pictures are of an unknown kind.
+        ValueError: there are no rows, captions are missing or blank, or the pictures are of an unknown kind.
     """
 
     def __init__(
@@ -110,6 +118,8 @@ class TableRows(Dataset):
 
         kept = [name for name in (image_column, caption_column) if name is not None]
         table = table.select_columns(kept)
+        if len(table) == 0:
+            raise ValueError("it holds no rows. Give at least one.")
         if caption_column is not None:
             check_texts(table, caption_column)
         if image_column is not None:
@@ -132,15 +142,33 @@ class TableRows(Dataset):
         if self.image_column is not None:
             image = source[self.image_column]
             if image is None:
-                raise ValueError(f"Row {index} has no picture in column `{self.image_column}`. Remove such rows.")
+                where = f" of {self.root}" if self.root else ""
+                raise ValueError(
+                    f"Row {index}{where} has no picture in column `{self.image_column}`. Remove such rows."
+                )
             if isinstance(image, str):
-                image = str((self.root or Path()) / image)
+                image = self._path_of(image, index)
             else:
                 row["name"] = f"{image.get('path') or 'without a name'} in row {index}"
             row["image"] = image
         if self.caption_column is not None:
             row["caption"] = source[self.caption_column]
         return row
+
+    def _path_of(self, image: str, index: int) -> str:
+        """A path out of the table, which is not to say which other files of this machine are opened."""
+        if self.root is None:
+            raise ValueError(
+                f"Row {index} names the file {image!r}, but a data set of the Hub has to bring its pictures along. "
+                f"Download it, and give its folder as `data`."
+            )
+        path = self.root / image
+        if leads_out(image) and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.root)):
+            raise ValueError(
+                f"Row {index} names the picture {image!r}, which is not below {self.root}. Paths are relative to "
+                f"the folder of the table: put the table above its pictures, or link them below it."
+            )
+        return str(path)
 
 
 def load_rows(
@@ -192,7 +220,7 @@ def load_rows(
     elif path.is_file() and path.suffix == ".txt":
         if images:
             raise ValueError(f"`data` {path} holds captions alone, but this method looks at pictures.")
-        return CaptionLines(path.read_text(encoding="utf-8").splitlines())
+        return CaptionLines(_read_text(path).splitlines(), name=str(path))
     elif path.is_file() and path.suffix.lower() in _TABLES:
         table = _read_table(path)
     elif path.suffix.lower() in (*_TABLES, ".txt") or path.is_absolute() or data.startswith("."):
@@ -200,14 +228,18 @@ def load_rows(
     else:
         from datasets import load_dataset
 
-        table, root = load_dataset(data, split=split), None
+        with room_for_cache():
+            table, root = load_dataset(data, split=split), None
     names = table.column_names
-    return TableRows(
-        table,
-        image_column=find_column(names, image_column, IMAGE_COLUMNS, "image_column") if images else None,
-        caption_column=find_column(names, caption_column, CAPTION_COLUMNS, "caption_column") if captions else None,
-        root=root,
-    )
+    try:
+        return TableRows(
+            table,
+            image_column=find_column(names, image_column, IMAGE_COLUMNS, "image_column") if images else None,
+            caption_column=find_column(names, caption_column, CAPTION_COLUMNS, "caption_column") if captions else None,
+            root=root,
+        )
+    except ValueError as error:
+        raise ValueError(f"`data` {data}: {error}") from error
 
 
 def find_column(names: Iterable[str], wanted: str | None, usual: Sequence[str], option: str) -> str:
@@ -237,16 +269,69 @@ def find_column(names: Iterable[str], wanted: str | None, usual: Sequence[str], 
     raise ValueError(f"{what}. Columns that came: {', '.join(f'`{name}`' for name in names) or 'none'}.{hint}")
 
 
-def _read_table(path: Path) -> Any:
-    from datasets import load_dataset
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is no text in UTF-8 ({error}). Save it as such.") from error
 
-    return load_dataset(_TABLES[path.suffix.lower()], data_files=str(path), split="train")
+
+def _read_table(path: Path) -> Any:
+    return read_table(path, _TABLES[path.suffix.lower()])
+
+
+def read_table(path: Path, kind: str) -> Any:
+    """
+    A file of rows as a data set that is mapped into memory.
+
+    Args:
+        path (`Path`): The file.
+        kind (`str`): The builder of `datasets`: `"json"`, `"csv"` or `"parquet"`.
+
+    Raises:
+        ValueError: it is damaged, or of another kind; the message names it.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    if kind == "json":
+        check_nesting(path)
+    try:
+        with room_for_cache():
+            return load_dataset(kind, data_files=str(path), split="train")
+    except (FileNotFoundError, NoRoomError):
+        raise
+    except (
+        DatasetsError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        StopIteration,
+    ) as error:
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [""])[0][:300]
+        raise ValueError(
+            f"`{path}` ({path.stat().st_size:,} bytes) cannot be read as {kind}: it is damaged, empty, or of another "
+            f"kind ({type(cause).__name__}: {reason})."
+        ) from error
 
 
 def _saved_table(path: Path, split: str) -> Any:
     from datasets import DatasetDict, load_from_disk
 
-    saved = load_from_disk(str(path))
+    try:
+        saved = load_from_disk(str(path))
+        for table in saved.values() if isinstance(saved, DatasetDict) else [saved]:
+            check_arrow(table)
+    except Exception as error:  # whatever the first wrong value leads to
+        if isinstance(error, OSError) and str(path) in str(error):
+            raise
+        raise ValueError(
+            f"The data set in `{path}` is damaged ({type(error).__name__}: {error}). Save it again."
+        ) from error
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:

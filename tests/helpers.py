@@ -156,18 +156,16 @@ def tiny_trainer(folder, *, max_steps: int, eval_rows: int, peft_config=None, ev
     from rtd_hf.training_args import RTDTrainingArguments
 
     torch.manual_seed(7)
-    args = RTDTrainingArguments(
-        output_dir=str(folder),
-        max_steps=max_steps,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = RTDTrainingArguments(output_dir=str(folder), max_steps=max_steps, **{**defaults, **options})
     return RTDTrainer(
         tiny_text_model(CLIPTextModelForRTD),
         args,

@@ -21,13 +21,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports from lower layers only; within a layer none knows another.
 LAYERS = (
-    {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts", "weights", "files"},
-    {"similarity", "kernels", "prompts", "tagging", "feature_files", "language_models"},
+    {"registry", "texts", "tokens", "packing", "distributed", "options", "images", "contexts", "weights", "files"}
+    | {"parsing", "live_memory", "pages"},
+    {"similarity", "kernels", "prompts", "tagging", "feature_files", "language_models", "data_files", "noise"},
     {"models", "projections", "losses", "metrics", "triplets"},
-    {"shapes", "anchors", "training_rows", "features", "adapters", "sharding", "interruptions"},
-    {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives"},
-    {"evaluator", "submissions", "diagnostics", "hub", "preparation"},
-    {"trainer", "projection_trainer", "preservation", "metric_spaces", "layouts"},
+    {
+        "shapes",
+        "anchors",
+        "training_rows",
+        "features",
+        "composition",
+        "adapters",
+        "sharding",
+        "interruptions",
+        "stopping",
+    },
+    {"retrieval", "data_collator", "benchmarks", "training_args", "hf_metrics", "objectives", "faults"}
+    | {"fake_steps"},
+    {"evaluator", "submissions", "hub", "preparation", "watching"},
+    {"trainer", "projection_trainer", "preservation", "metric_spaces", "layouts", "search"},
+    {"alignment", "estimates", "step_probe", "diagnostics"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 # Imported where they are used; beside each, the modules that cannot exist without it.

@@ -14,7 +14,7 @@ from objective_models import frozen_clip, objective_for, projection_for, rows_fo
 from PIL import Image
 from processes import run_on_processes
 
-from rtd_hf import BENCHMARKS, CIREvaluator, CIREncoder, FrozenCLIP, ImageToWordProjection
+from rtd_hf import BENCHMARKS, CIREncoder, CIREvaluator, FrozenCLIP, ImageToWordProjection
 from rtd_hf.objectives import OBJECTIVES
 from rtd_hf.projection_trainer import KeyedRows, ProjectionTrainer, ProjectionTrainingArguments
 from rtd_hf.shapes.pairs import SceneCaptions, ScenePairs

@@ -592,7 +592,8 @@ def test_recipe_is_understood_as_the_run_was(script, arguments, tmp_path, monkey
         assert len(names) > 3
         for name in names:
             assert getattr(after, name, None) == getattr(before, name, None), name
-    assert {item.name for item in fields(RTDOptions)} <= {*recipe, "mini_batch_size", "max_length", "hub_license"}
+    left_out = {"mini_batch_size", "max_length", "hub_license", "stop_when"}  # none given
+    assert {item.name for item in fields(RTDOptions)} <= {*recipe, *left_out}
     assert "config" not in recipe
 
 

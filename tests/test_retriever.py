@@ -105,6 +105,28 @@ def test_several_references_are_the_mean_of_their_queries(retriever):
     assert angle(together[0], alone[0]) > 1
 
 
+def test_references_that_were_embedded_before_stand_for_pictures(retriever, monkeypatch):
+    pictures, texts = [scene_picture(seed) for seed in (1, 2)], ["is red", "is blue", "is large"]
+    features = retriever.embed_references(pictures)
+    wanted = retriever.encode_queries([pictures[0], pictures[1], [pictures[1], pictures[0]]], texts, text_weight=0.4)
+    embedded = []
+    embed = retriever.encoder.embed_references
+    monkeypatch.setattr(retriever.encoder, "embed_references", lambda images: embedded.extend(images) or embed(images))
+    mixed = [features[[0]], pictures[1], [pictures[1], features[[0]]]]
+    np.testing.assert_allclose(retriever.encode_queries(mixed, texts, text_weight=0.4), wanted, atol=1e-6)
+    assert embedded == [pictures[1]]  # once, although it comes twice
+    embedded.clear()
+    found, hits = retriever.search(features[[1]], "is red", 5), retriever.search(pictures[1], "is red", 5)
+    assert [hit.id for hit in found] == [hit.id for hit in hits]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in hits], abs=1e-6)
+    assert embedded == [pictures[1]]
+    embedded.clear()
+    word_effects(retriever, pictures[0], "is large and red")
+    assert len(embedded) == 2  # to find the best, and for all words together
+    with pytest.raises(ValueError, match=r"A reference is one picture.*features\[\[row\]\]"):
+        retriever.search(features, "is red")
+
+
 def test_what_is_to_be_avoided_is_taken_away(retriever):
     picture, text = scene_picture(1), "is red"
     plain, unwanted = retriever.encode_queries([picture], [text]), retriever.encode_texts(["a circle"])

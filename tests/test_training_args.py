@@ -41,6 +41,7 @@ ADDED = {
     "force_projection": False,
     "mini_batch_size": None,
     "hub_license": None,
+    "stop_when": None,
 }
 
 

@@ -34,7 +34,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _read_recipe(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
-    import yaml
+    from rtd_hf.images import leads_out
+    from rtd_hf.parsing import parse_yaml
 
     if not path.is_file():
         raise FileNotFoundError(
@@ -43,14 +44,20 @@ def _read_recipe(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in including:
         raise ValueError(f"Recipe {path} includes itself, through {', '.join(map(str, including))}.")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        recipe = parse_yaml(path.read_text(encoding="utf-8-sig")) or {}
+    except ValueError as error:
         raise ValueError(f"`--config` {path} is not valid YAML: {error}") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"`--config` {path} must hold `name: value` lines, got a {type(recipe).__name__}.")
+    if not isinstance(recipe, dict) or not all(isinstance(name, str) for name in recipe):
+        raise ValueError(f"`--config` {path} must hold `name: value` lines, got {str(recipe)[:60]!r}.")
     others, merged = recipe.pop("include", []), {}
-    for other in [others] if isinstance(others, str) else others:
-        merged |= _read_recipe(path.parent / str(other), (*including, path.resolve()))
+    others = [others] if isinstance(others, str) else others
+    if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+        raise ValueError(f"`include` in `--config` {path} must be one or more paths, got {str(others)[:60]!r}.")
+    outside = [other for other in others if leads_out(other)]
+    if outside:
+        raise ValueError(f"`include` in `--config` {path} must name files below its folder, got {outside[0]!r}.")
+    for other in others:
+        merged |= _read_recipe(path.parent / other, (*including, path.resolve()))
     return merged | recipe
 
 
@@ -205,7 +212,7 @@ def one_screen_errors() -> Iterator[None]:
     """Ends the script with exit code 1 and the error's message; `RTD_HF_TRACEBACK=1` shows where it came from."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, OSError, ImportError, ArithmeticError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ImportError, ArithmeticError, MemoryError) as error:
         if os.environ.get("RTD_HF_TRACEBACK"):
             raise
         sys.stdout.flush()
@@ -213,6 +220,7 @@ def one_screen_errors() -> Iterator[None]:
         if message.startswith("Caught ") and "Original Traceback" in message:
             # A data loader's worker sends its whole traceback as the message; what it says is in the last line.
             message = message.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1]
+        message = "\n".join([message, *getattr(error, "__notes__", ())])
         raise SystemExit(
             f"\n{type(error).__name__}: {message}\n(RTD_HF_TRACEBACK=1 shows the whole traceback.)"
         ) from None

@@ -1,38 +1,63 @@
 """Pictures of a run: the learning curve, and what was retrieved before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def plot_curves(log_history: Sequence[dict], path: str | Path, *, recall_key: str) -> None:
-    """Loss and validation recall over the steps of a run.
+def plot_curves(curve: Mapping[str, Mapping[str, list]], path: str | Path) -> None:
+    """Loss, recall and the alignment of held-out captions over the steps of a run, as far as they were measured.
 
     Args:
-        log_history (`Sequence[dict]`): `trainer.state.log_history`.
+        curve (`Mapping`): As `learning_curve` gives it.
         path (`str` or `Path`): The PNG file to write.
-        recall_key (`str`): The recall's key in the history.
     """
     plt = _pyplot()
-    train = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
-    held_back = [(row["step"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
-    recall = [(row["step"], row[recall_key]) for row in log_history if recall_key in row]
-    figure, axes = plt.subplots(1, 2 if recall else 1, figsize=(9 if recall else 5, 3.4), squeeze=False)
-    loss_axis = axes[0, 0]
-    for points, label in ((train, "training triplets"), (held_back, "held-back triplets")):
-        if points:
-            loss_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    loss_axis.set(xlabel="step", ylabel="contrastive loss", title="Loss")
-    loss_axis.legend(frameon=False)
-    if recall:
-        axes[0, 1].plot(*zip(*recall, strict=True), marker="o", markersize=3, color="tab:green")
-        name = recall_key.removeprefix("eval_").replace("_recall@", " R@")
-        axes[0, 1].set(xlabel="step", ylabel=f"{name} (%)", title="Validation queries", ylim=(0, 102))
-    for axis in axes.flat:
+    train, held_out = curve["training"], curve["evaluation"]
+    losses = {"training triplets": _points(train, "loss"), "held-back triplets": _points(held_out, "eval_loss")}
+    recalls, cosines = {}, {}
+    for key in held_out:
+        name, ending = key.removeprefix("eval_"), key.rpartition("_")[2]
+        plain = name.endswith("_text_to_image_recall@1")  # of ten, an encoder that is any good finds nearly all
+        if plain or (ending == "recall@10" and "_text_to_image_" not in name):
+            recalls[_recall_name(name)] = _points(held_out, key)
+        for suffix, words in (("_image_alignment", "and its picture"), ("_caption_similarity", "and its frozen self")):
+            if name.endswith(suffix):
+                cosines[f"{_spoken(name.removesuffix(suffix))}: caption {words}"] = _points(held_out, key)
+    panels = [("Loss", "contrastive loss", losses)]
+    panels += [("Recall at each evaluation", "queries answered (%)", recalls)] if recalls else []
+    panels += [("Held-out captions", "mean cosine", cosines)] if cosines else []
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.6), squeeze=False)
+    for axis, (title, unit, lines) in zip(axes[0], panels, strict=True):
+        for label, points in lines.items():
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axis.set(xlabel="step", ylabel=unit, title=title)
+        if title.startswith("Recall"):
+            axis.set_ylim(0, 103)
+        elif title.startswith("Held-out"):
+            axis.set_ylim(top=1.02)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8, loc="lower right" if title.startswith("Recall") else "best")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _points(columns: Mapping[str, list], key: str) -> list[tuple[int, float]]:
+    steps, values = columns["step"], columns.get(key, [])
+    return [(step, value) for step, value in zip(steps, values, strict=bool(values)) if value is not None]
+
+
+def _recall_name(name: str) -> str:
+    if name.endswith("_text_to_image_recall@1"):
+        return f"{_spoken(name.removesuffix('_text_to_image_recall@1'))}: caption to picture, R@1"
+    return f"{_spoken(name.removesuffix('_recall@10'))}: composed queries, R@10"
+
+
+def _spoken(name: str) -> str:
+    return name.removesuffix("_captions").replace("_", " ")
 
 
 def plot_retrieval(benchmark, rows: Sequence[int], before: list, after: list, path: str | Path) -> None:

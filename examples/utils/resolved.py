@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 
+_HIDDEN = "***"
+_SECRET_OPTION = re.compile(r"_(token|password|secret|api_key)$")
+# Tokens of the Hub and keys of OpenAI's kind, and the name and password of an address.
+_SECRET = re.compile(r"\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}|(?<=://)[^/@\s]+(?=@)")
 # Where a run came from, went to and was told about, which is not how its result is made.
 _NOT_OF_THE_RECIPE = {"config", "resume_from_checkpoint", "local_rank", "run_name", "project", "logging_dir"}
 
@@ -52,6 +56,21 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_plain(item) for key, item in value.items()}
     return value
+
+
+def shown_arguments(argv: Sequence[str]) -> list[str]:
+    """Arguments of a command as they may be published: without paths of this machine, tokens, keys and passwords."""
+    words, secret = [], False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if secret and not word.startswith("--"):
+            word, secret = _HIDDEN, False
+        elif name.startswith("--") and _SECRET_OPTION.search(name.replace("-", "_")):
+            word, secret = (f"{name}={_HIDDEN}" if equals else name), not equals
+        else:
+            secret = False
+        words.append(portable(_SECRET.sub(_HIDDEN, word)))
+    return words
 
 
 def portable(text: str) -> str:

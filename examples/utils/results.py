@@ -61,7 +61,8 @@ def load_results(folder: str | Path, results: Mapping, queries: Mapping) -> dict
     from safetensors import safe_open
 
     from rtd_hf import check_safetensors
-    from rtd_hf.evaluator import CIRResult
+    from rtd_hf.benchmarks import CIRResult
+    from rtd_hf.parsing import read_object
 
     folder = Path(folder)
     missing = [name for name in (METRICS, PER_QUERY) if not (folder / name).is_file()]
@@ -70,16 +71,18 @@ def load_results(folder: str | Path, results: Mapping, queries: Mapping) -> dict
             f"`--before` {folder} holds no {missing[0]}. Give the `--output_dir` of an evaluation."
         )
     check_safetensors(folder / PER_QUERY)
-    report = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    protocols = read_object(folder / METRICS).get("protocols", {})
+    if not isinstance(protocols, dict) or not all(isinstance(entry, dict) for entry in protocols.values()):
+        raise ValueError(f"`--before` {folder / METRICS} has no `protocols` by benchmark. Evaluate again.")
     with safe_open(folder / PER_QUERY, framework="pt") as file:
         metadata, names = file.metadata() or {}, set(file.keys())
         found = {}
         for label, result in results.items():
-            protocol = report.get("protocols", {}).get(label)
+            protocol = protocols.get(label)
             if protocol is None:
                 raise ValueError(
                     f"`--before` {folder} has no results of `{label}`, but of "
-                    f"{', '.join(report.get('protocols', {})) or 'nothing'}. Evaluate the same benchmarks."
+                    f"{', '.join(protocols) or 'nothing'}. Evaluate the same benchmarks."
                 )
             here = json.loads(json.dumps(result.protocol))
             differing = [

@@ -110,6 +110,15 @@ def preservation_of(text: str, retriever, **options):
     return PreservationEvaluator(_pictures_of(text, "preservation"), retriever, **options)
 
 
+def captions_of(text: str):
+    """The pictures of a `--captions` argument: `shapes[,num_images=500]` or `coco=CAPTIONS.json,images=FOLDER`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return _pictures_of(text, "captions")
+
+
 def alignment_of(text: str, retriever):
     """The evaluator of a `--watch_alignment` argument.
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ..files import whole_file
+from ..parsing import parse_json, read_object
 
 
 logger = logging.get_logger(__name__)
@@ -138,8 +139,9 @@ def _read_arrow(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """The columns of a file as arrays over its memory map, and its metadata."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        metadata = json.loads(reader.schema.metadata[_METADATA])
+        metadata = dict(parse_json(reader.schema.metadata[_METADATA]))
         batch = reader.get_batch(0)
+        batch.validate()
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`{path}` is damaged or no file of anchors ({error}).") from error
     _check_format(path, metadata.get("format"))
@@ -165,6 +167,8 @@ def read_part(folder: Path, file: str) -> Part:
 
 
 def _check_size(folder: Path, entry: Mapping) -> None:
+    if not _OURS.fullmatch(str(entry["file"])):
+        raise ValueError(f"`{MANIFEST}` names {entry['file']!r}, which is no file of a store.")
     path = folder / entry["file"]
     if not path.is_file():
         raise ValueError(f"`{MANIFEST}` names `{entry['file']}`, but there is no such file.")
@@ -203,7 +207,7 @@ def read_store(folder: Path) -> Store:
 
 
 def _read_checked(folder: Path) -> Store:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_object(folder / MANIFEST)
     _check_format(folder / MANIFEST, manifest["format"])
     for entry in (manifest["index"], *manifest["parts"]):
         _check_size(folder, entry)

@@ -146,7 +146,7 @@ def gallery_ids(annotations: Path) -> tuple[list[int], str]:
             info = read_json(base / place)
             try:
                 return [int(image["id"]) for image in info["images"]], _INFO
-            except (TypeError, KeyError, ValueError) as error:
+            except (TypeError, KeyError, ValueError, OverflowError) as error:
                 raise ValueError(
                     f"{base / place} must hold `images` with an `id` each, which fails with {error!r}. Get it anew."
                 ) from error

@@ -1,10 +1,6 @@
 """The files of a benchmark: where they lie, what they must hold, and pictures that are opened by their ids."""
 
-import gzip
-import json
 import os
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +8,7 @@ from typing import Literal
 
 from transformers.utils import logging
 
+from .. import parsing
 from ..images import ImageFolders, open_image
 from .base import CIRBenchmark
 
@@ -282,21 +279,9 @@ def read_json(path: Path, *, unique_keys: bool = False):
         ValueError: If it is no JSON, perhaps cut short, or holds a key twice; names the file.
     """
 
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        if len(dict(pairs)) < len(pairs):
-            repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-            raise ValueError(f"{len(repeated)} keys stand twice in it (first {repeated[0]!r})")
-        return dict(pairs)
-
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return json.loads(data, object_pairs_hook=unique if unique_keys else None)
-    except (
-        ValueError,
-        EOFError,
-        gzip.BadGzipFile,
-        zlib.error,
-    ) as error:  # JSONDecodeError and UnicodeDecodeError among them
+        return parsing.read_json(path, unique_keys=unique_keys)
+    except ValueError as error:
         raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read: {error}. Get it anew.") from error
 
 

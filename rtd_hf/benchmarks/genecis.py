@@ -126,7 +126,7 @@ def _queries(
             reference, target, *others = (
                 add(item, names, views) for item in (record["reference"], record["target"], *record["gallery"])
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: record {number} has an image without id or box ({error!r}).") from error
         # The target first, as the authors put it: the file's gallery does not hold it.
         query_id = f"{task}-{number:05d}"

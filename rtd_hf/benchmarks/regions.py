@@ -63,12 +63,14 @@ class Instances:
             self.annotations: dict[int, list[Mapping]] = {}
             for annotation in content["annotations"]:
                 self.annotations.setdefault(annotation["image_id"], []).append(annotation)
-                _ = annotation["bbox"], annotation["segmentation"], self.categories[annotation["category_id"]]
-            _ = [(image["file_name"], image["height"], image["width"]) for image in self.images.values()]
+                _check_annotation(annotation, self.categories)
+            for image in self.images.values():
+                _check_kinds(image, {"file_name": str, "height": int, "width": int})
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no file of COCO instances: {error!r} is missing. Expected `images`, `annotations` with "
-                f"`bbox`, `segmentation` and `category_id`, and `categories`; captions files have none of these."
+                f"{path} is no file of COCO instances: {error!r} is missing or of another kind. Expected `images`, "
+                f"`annotations` with `bbox`, `segmentation` and `category_id`, and `categories`; captions files have "
+                f"none of these."
             ) from error
         self.by_id = {annotation["id"]: annotation for own in self.annotations.values() for annotation in own}
 
@@ -96,6 +98,20 @@ class Instances:
                 f"annotations. Is the csv of another split? `masked_images` takes the masks from pictures instead."
             )
         return Region(**{**vars(region), "annotation_id": matching[0]})
+
+
+def _check_kinds(entry: Mapping, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
+            raise TypeError(f"{name}: {str(entry[name])[:60]}")
+
+
+def _check_annotation(annotation: Mapping, categories: Mapping) -> None:
+    _check_kinds(annotation, {"id": int, "bbox": list, "segmentation": (list, dict)})
+    _check_kinds({"category": categories[annotation["category_id"]]}, {"category": str})
+    box = annotation["bbox"]
+    if len(box) != 4 or not all(isinstance(edge, int | float) and abs(edge) < 1e9 for edge in box):
+        raise TypeError(f"bbox: {str(box)[:60]}")
 
 
 def draw_regions(instances: Instances, *, preset: str = "pic2word", seed: int = 0, exclude_crowd: bool = False):
@@ -236,7 +252,10 @@ def read_regions(path: str | os.PathLike) -> tuple[list[Region], dict[str, str]]
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no csv of regions at {path}.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}). Save it as such.") from error
     comments = [line for line in lines if line.startswith("#")]
     parameters = dict(line.removeprefix("#").strip().partition("=")[::2] for line in comments)
     reader = csv.DictReader(line for line in lines if not line.startswith("#"))

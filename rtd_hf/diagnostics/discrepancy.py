@@ -22,14 +22,17 @@ class TaskDiscrepancy:
       the other queries' captions, since all embeddings of a text encoder are more or less alike;
     - `NAME_query_to_image`, `NAME_query_to_image_margin`: the same with pictures;
     - `NAME_query_to_reference`: to the reference's picture, which a query that overlooks the text comes close to;
-    - `NAME_caption_to_image`: \\(t_i \cdot v_i\\), what a perfect composition would reach.
+    - `NAME_caption_to_image`: \\(t_i \cdot v_i\\), what the caption itself reaches under the frozen encoder.
+
+    Of several targets the first one counts. All but the margins' other queries are values of a query, so that
+    [`~Diagnosis.change_from`] gives intervals; those of margins take the other queries as they are.
 
     Args:
         evaluator ([`CIREvaluator`]): Over a benchmark with target captions. Its retriever's text encoder must be the
             frozen one when this is made: the captions are embedded now.
 
     Raises:
-        ValueError: If queries have no target caption, or their targets are hidden.
+        ValueError: If queries have no target caption, their targets are hidden, or there is only one query.
     """
 
     def __init__(self, evaluator: CIREvaluator):
@@ -42,6 +45,8 @@ class TaskDiscrepancy:
                 f"{without} of {len(queries)} queries of `{self.name}` have no target caption, or no known target, "
                 f"which the task discrepancy is measured by. The offline world's benchmarks have both."
             )
+        if len(queries) < 2:
+            raise ValueError(f"`{self.name}` has one query only: a margin over other queries needs two at least.")
         rows = {name: row for row, name in enumerate(benchmark.gallery)}
         images = torch.nn.functional.normalize(evaluator.image_embeds, dim=-1)
         self._captions = evaluator.retriever.encode_texts([query.target_caption for query in queries])
@@ -63,19 +68,23 @@ class TaskDiscrepancy:
             [`Diagnosis`]: Its series are histograms of the cosines: `edges` and, by name, `counts`.
         """
         queries = self.evaluator.encode(text_encoder)
-        cosines = {
-            "query_to_caption": queries @ self._captions.T,
-            "query_to_image": queries @ self._targets.T,
-            "caption_to_image": self._captions @ self._targets.T,
+        pairs = {
+            "query_to_caption": (queries, self._captions),
+            "query_to_image": (queries, self._targets),
+            "query_to_reference": (queries, self._references),
+            "caption_to_image": (self._captions, self._targets),
         }
-        metrics = {f"{self.name}_{name}": matrix.diagonal().mean().item() for name, matrix in cosines.items()}
-        number = len(queries)
+        drawn = {name: (left * right).sum(1) for name, (left, right) in pairs.items()}
+        values = {f"{self.name}_{name}": cosines for name, cosines in drawn.items()}
         for name in ("query_to_caption", "query_to_image"):
-            others = (cosines[name].sum() - cosines[name].diagonal().sum()) / max(1, number * (number - 1))
-            metrics[f"{self.name}_{name}_margin"] = metrics[f"{self.name}_{name}"] - others.item()
-        to_reference = (queries * self._references).sum(1)
-        metrics[f"{self.name}_query_to_reference"] = to_reference.mean().item()
-        drawn = {name: matrix.diagonal() for name, matrix in cosines.items()} | {"query_to_reference": to_reference}
-        edges = torch.linspace(-1, 1, _BINS + 1)
-        counts = {name: torch.histc(values, _BINS, min=-1, max=1).int().tolist() for name, values in drawn.items()}
-        return Diagnosis("task_discrepancy", metrics, {"edges": edges.tolist(), "counts": counts})
+            left, right = pairs[name]
+            others = (left @ right.sum(0) - drawn[name]) / (len(left) - 1)
+            values[f"{self.name}_{name}_margin"] = drawn[name] - others
+        metrics = {name: rows.double().mean().item() for name, rows in values.items()}
+        # A cosine of 1 may come out as a little more, and would be in no bin.
+        counts = {
+            name: torch.histc(cosines.clamp(-1, 1), _BINS, min=-1, max=1).int().tolist()
+            for name, cosines in drawn.items()
+        }
+        series = {"edges": torch.linspace(-1, 1, _BINS + 1).tolist(), "counts": counts}
+        return Diagnosis("task_discrepancy", metrics, series, values)

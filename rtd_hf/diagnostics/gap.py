@@ -32,14 +32,18 @@ def modality_gap(
     (LinCIR; RTD, arXiv 2406.09188, section 3.3). Whether it does shows in the projection's output, and for whole
     distributions rather than pairs. With the words \\(w\\) of pictures and of noisy captions:
 
-    - `separability`: the area under the ROC curve of a linear classifier (ridge regression, fitted on one half, judged
-      on the other) that tells them apart: 0.5 where it cannot, 1 where it always can;
+    - `separability`: the area under the ROC curve of a linear classifier (ridge regression, fitted on every second
+      pair, judged on the others) that tells them apart: 0.5 where it cannot, 1 where it always can;
     - `frechet`: the Fréchet distance of their Gaussians, \\(|\mu_1 - \mu_2|^2 + \mathrm{tr}(\Sigma_1 + \Sigma_2 - 2
       (\Sigma_1 \Sigma_2)^{1/2})\\), divided by \\(\mathrm{tr} \Sigma_1\\) of the pictures' (Dowson and Landau, 1982);
     - `pair_cosine`: the mean cosine of a picture's word and its caption's, which noise can only lower;
     - `norm_ratio`: of the words' mean lengths, captions' to pictures'.
 
-    `input_*` are the first three of the embeddings that go into the projection.
+    Where a projection gives several words, it is their mean that is compared. `input_*` are the first three of the
+    embeddings that go into the projection.
+
+    Pictures and captions are of the same scenes, so that both distances are free of what two samples of other scenes
+    would differ in.
 
     Args:
         data ([`CaptionedImages`]): Pictures with captions; the first caption of each is taken. Some hundreds at least.
@@ -49,12 +53,15 @@ def modality_gap(
         seed (`int`, *optional*, defaults to 0): Draws it.
 
     Returns:
-        [`Diagnosis`]: `metrics` tell which noise comes closest (`best_scale_KIND`, by `frechet`), and the figures
-        without noise and at the best; `series["rows"]` hold all, one for each kind and scale.
+        [`Diagnosis`]: `metrics` tell which noise comes closest (`best_scale_KIND`, by `frechet`) and which is hardest
+        to tell apart (`hardest_scale_KIND`, by `separability`), with their figures and those without noise;
+        `series["rows"]` hold all, one for each kind and scale.
 
     Raises:
-        ValueError: There are fewer than 20 pictures, or the projection cannot be shown texts.
+        ValueError: There are fewer than 20 pictures, no scale, or the projection cannot be shown texts.
     """
+    if not scales or not kinds:
+        raise ValueError(f"`kinds` and `scales` must not be empty, got {list(kinds)} and {list(scales)}.")
     if len(data.images) < 20:
         raise ValueError(f"`data` must hold 20 pictures at least to compare distributions, got {len(data.images)}.")
     features = retriever.embed_references(lambda row: data.load_image(data.images[row]), number=len(data.images))
@@ -76,6 +83,8 @@ def modality_gap(
         best = min((row for row in rows if row["kind"] == kind), key=lambda row: row["frechet"])
         metrics[f"best_scale_{kind}"] = best["scale"]
         metrics |= {f"best_{kind}_{name}": best[name] for name in ("separability", "frechet", "pair_cosine")}
+        hardest = min((row for row in rows if row["kind"] == kind), key=lambda row: abs(row["separability"] - 0.5))
+        metrics |= {f"hardest_scale_{kind}": hardest["scale"], f"hardest_{kind}_separability": hardest["separability"]}
     return Diagnosis("modality_gap", metrics, {"rows": rows, "pictures": len(data.images)})
 
 
@@ -88,9 +97,22 @@ def compare_distributions(first: torch.Tensor, second: torch.Tensor) -> dict[str
 
     Returns:
         `dict[str, float]`: `separability`, `frechet`, `pair_cosine`, `norm_ratio`.
+
+    Raises:
+        ValueError: They are not of one shape, fewer than 4, not finite, or all of `first` are the same.
     """
     first, second = first.double(), second.double()
+    if first.dim() != 2 or first.shape != second.shape or len(first) < 4:
+        raise ValueError(
+            f"`first` and `second` must be of one shape (N, D) with N of at least 4, got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
     spread = (first - first.mean(0)).square().sum(1).mean()
+    if not (spread > 0 and spread.isfinite() and second.isfinite().all()):
+        raise ValueError(
+            "`first` and `second` must be finite, and the rows of `first` not all the same: their spread is "
+            f"{spread.item():g}. Look for a diverged projection, or one that makes the same word of everything."
+        )
     return {
         "separability": _separability(first, second),
         "frechet": (_frechet(first, second) / spread).item(),
@@ -106,23 +128,41 @@ def _mean_word(words: torch.Tensor) -> torch.Tensor:
 
 
 def _frechet(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    # tr (S1 S2)^(1/2) is the sum of the singular values of A1' A2, where S = A A'; exact for any rank.
-    roots = [(rows - rows.mean(0)).T / math.sqrt(len(rows)) for rows in (first, second)]
-    shared = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    # With centred rows X = QR, tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2' / N, exact for any rank.
+    roots = [torch.linalg.qr(rows - rows.mean(0), mode="r").R / math.sqrt(len(rows)) for rows in (first, second)]
+    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     spread = sum(root.square().sum() for root in roots)
-    return (first.mean(0) - second.mean(0)).square().sum() + spread - 2 * shared
+    # Of equal sets a rounding error is left, which may be negative.
+    return ((first.mean(0) - second.mean(0)).square().sum() + spread - 2 * shared).clamp_min(0)
 
 
 def _separability(first: torch.Tensor, second: torch.Tensor) -> float:
-    """ROC area of ridge regression on one half, judged on the other; the halves keep pairs together."""
-    half = len(first) // 2
-    rows = torch.cat([first[:half], second[:half]])
-    labels = torch.cat([torch.ones(half), -torch.ones(half)]).double()
-    mean, spread = rows.mean(0), (rows - rows.mean(0)).square().sum(1).mean().sqrt()
-    rows = (rows - mean) / spread
-    # In the smaller of the two spaces.
-    dual = torch.linalg.solve(rows @ rows.T + _RIDGE * torch.eye(len(rows), dtype=rows.dtype), labels)
-    weights = rows.T @ dual
-    scores = [((part[half:] - mean) / spread) @ weights for part in (first, second)]
-    higher = (scores[0][:, None] > scores[1]).double() + 0.5 * (scores[0][:, None] == scores[1]).double()
-    return higher.mean().item()
+    """ROC area of ridge regression on every second pair, judged on the others; pairs stay together."""
+    rows = torch.cat([first[::2], second[::2]])
+    labels = torch.ones(len(rows), dtype=rows.dtype)
+    labels[len(rows) // 2 :] = -1
+    mean = rows.mean(0)
+    rows = rows - mean
+    ridge = _RIDGE * rows.square().sum(1).mean()
+    wide = rows.shape[0] <= rows.shape[1]  # the weights are the same either way
+    gram = rows @ rows.T if wide else rows.T @ rows
+    gram.diagonal().add_(ridge)
+    weights = rows.T @ torch.linalg.solve(gram, labels) if wide else torch.linalg.solve(gram, rows.T @ labels)
+    of_first, of_second = ((part[1::2] - mean) @ weights for part in (first, second))
+    return roc_area(of_first, of_second)
+
+
+def roc_area(positive: torch.Tensor, negative: torch.Tensor) -> float:
+    """
+    The share of pairs in which the one score is higher than the other; ties count half.
+
+    Args:
+        positive (`torch.Tensor` of shape `(P,)`): Scores that should be high.
+        negative (`torch.Tensor` of shape `(M,)`): Scores that should be low.
+
+    Returns:
+        `float`: 0.5 where they cannot be told apart, 1 where they always can.
+    """
+    ordered = negative.sort().values
+    below, up_to = torch.searchsorted(ordered, positive), torch.searchsorted(ordered, positive, right=True)
+    return ((below + up_to).double() / (2 * len(negative))).mean().item()

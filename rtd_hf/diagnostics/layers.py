@@ -1,10 +1,12 @@
 """Which layers moved: how far the weights went, and how unlike what they compute has become."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 
 from ..contexts import evaluating
+from ..prompts import PromptTokenizer
 from .base import Diagnosis
 
 
@@ -21,8 +23,8 @@ def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None)
       state under both encoders, 1 where one is a rotation of the other, and their mean cosine.
 
     Args:
-        frozen ([`CLIPTextModelForRTD`]): The encoder before the training.
-        trained ([`CLIPTextModelForRTD`]): After it; adapters merged.
+        frozen ([`CLIPTextModelForRTD`] or that of another backbone): The encoder before the training.
+        trained (the same): After it. Adapters of PEFT are merged, on a copy.
         texts (`Sequence[str]`, *optional*): To compare states on; some hundreds.
         tokenizer (*optional*): For `texts`.
 
@@ -31,37 +33,50 @@ def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None)
         the layers, their number: what comes after), `cka_last`.
 
     Raises:
-        ValueError: The encoders have different weights, or `texts` come without a `tokenizer`.
+        ValueError: The encoders have different weights, some are not finite, or `texts` come without a `tokenizer`.
     """
-    before, after = dict(frozen.named_parameters()), dict(trained.named_parameters())
-    if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
-        wrong = sorted(before.keys() ^ after.keys()) or [n for n in before if before[n].shape != after[n].shape]
-        raise ValueError(
-            f"`frozen` and `trained` must have the same weights, but {len(wrong)} differ, such as `{wrong[0]}`. Merge "
-            f"adapters first (`merge_and_unload`)."
-        )
+    if texts and tokenizer is None:
+        raise ValueError("`tokenizer` is missing: `texts` have to be made into tokens.")
+    if hasattr(trained, "merge_and_unload"):
+        trained = copy.deepcopy(trained).merge_and_unload()
     layers = frozen.config.num_hidden_layers
-    moved: dict[tuple[int, str], list[float]] = {}
-    for name, weight in before.items():
-        squares = moved.setdefault(_place(name, layers), [0.0, 0.0])
-        squares[0] += (after[name].detach().double() - weight.detach().double()).square().sum().item()
-        squares[1] += weight.detach().double().square().sum().item()
-    rows = [
-        {"layer": layer, "kind": kind, "change": (moved[layer, kind][0] / max(moved[layer, kind][1], 1e-30)) ** 0.5}
-        for layer, kind in sorted(moved)
-    ]
-    whole = {layer: [sum(part) for part in zip(*(m for (at, _), m in moved.items() if at == layer), strict=True)]
-             for layer in {at for at, _ in moved}}  # fmt: skip
-    most = max(whole, key=lambda layer: whole[layer][0] / max(whole[layer][1], 1e-30))
-    total = [sum(part) for part in zip(*moved.values(), strict=True)]
-    metrics = {"relative_change": (total[0] / total[1]) ** 0.5, "most_changed_layer": float(most)}
+    moved = _moved(frozen, trained, layers)
+    rows = [{"layer": layer, "kind": kind, "change": _share(moved[layer, kind])} for layer, kind in sorted(moved)]
+    whole: dict[int, torch.Tensor] = {}
+    for (layer, _), squares in moved.items():
+        whole[layer] = whole.get(layer, 0) + squares
+    most = max(whole, key=lambda layer: _share(whole[layer]))
+    metrics = {"relative_change": _share(sum(moved.values())), "most_changed_layer": float(most)}
     series: dict = {"weights": rows, "layers": layers}
     if texts:
-        if tokenizer is None:
-            raise ValueError("`tokenizer` is missing: `texts` have to be made into tokens.")
         series["states"] = _state_changes(frozen, trained, list(texts), tokenizer)
         metrics["cka_last"] = series["states"][-1]["cka"]
     return Diagnosis("layer_changes", metrics, series)
+
+
+def _moved(frozen, trained, layers: int) -> dict[tuple[int, str], torch.Tensor]:
+    """For each layer and kind of weights `(|W - W0|^2, |W0|^2)`."""
+    before, after = dict(frozen.named_parameters()), dict(trained.named_parameters())
+    differing = before.keys() ^ after.keys()
+    differing |= {name for name in before.keys() & after.keys() if before[name].shape != after[name].shape}
+    if differing:
+        raise ValueError(
+            f"`frozen` and `trained` must have the same weights, but {len(differing)} differ, such as "
+            f"`{min(differing)}`. Give an encoder and what was trained from it."
+        )
+    moved: dict[tuple[int, str], torch.Tensor] = {}
+    for name, weight in before.items():
+        old, new = (one.detach().cpu().double() for one in (weight, after[name]))
+        squares = torch.stack([(new - old).square().sum(), old.square().sum()])
+        if not squares.isfinite().all():
+            raise ValueError(f"`frozen` and `trained` must be finite, but `{name}` holds NaN or infinity.")
+        place = _place(name, layers)
+        moved[place] = moved.get(place, 0) + squares
+    return moved
+
+
+def _share(squares: torch.Tensor) -> float:
+    return (squares[0] / squares[1].clamp_min(1e-30)).sqrt().item()
 
 
 def _place(name: str, layers: int) -> tuple[int, str]:
@@ -86,7 +101,8 @@ def _state_changes(frozen, trained, texts: list[str], tokenizer) -> list[dict[st
 @torch.inference_mode()
 def mean_states(encoder, texts: Sequence[str], tokenizer, *, batch_size: int = 64) -> list[torch.Tensor]:
     """
-    The mean hidden state over a text's tokens, of the embeddings and after each layer.
+    The mean hidden state over the tokens that the encoder reads of a text (SigLIP: padding too), of the embeddings and
+    after each layer.
 
     Args:
         encoder ([`CLIPTextModelForRTD`]): The encoder.
@@ -98,6 +114,8 @@ def mean_states(encoder, texts: Sequence[str], tokenizer, *, batch_size: int = 6
         `list[torch.Tensor]`: For the embeddings and each layer `(N, H)`, float32, on the CPU.
     """
     layers = next(module for name, module in encoder.named_modules() if name.endswith("encoder.layers"))
+    prompts = PromptTokenizer(tokenizer, **encoder.prompt_options())
+    device = next(encoder.parameters()).device
     kept: list[list[torch.Tensor]] = [[] for _ in range(len(layers) + 1)]
     taken: dict[int, torch.Tensor] = {}
 
@@ -115,12 +133,11 @@ def mean_states(encoder, texts: Sequence[str], tokenizer, *, batch_size: int = 6
     try:
         with evaluating(encoder):
             for first in range(0, len(texts), batch_size):
-                some = list(texts[first : first + batch_size])
-                batch = tokenizer(some, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
-                encoder(**batch)
-                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))[..., None]
+                batch = prompts.encode(list(texts[first : first + batch_size]))
+                encoder(**{name: value.to(device) for name, value in batch.items()})
+                mask = batch["attention_mask"][..., None]
                 for place, state in taken.items():
-                    kept[place].append(((state.float() * mask).sum(1) / mask.sum(1)).cpu())
+                    kept[place].append((state.float().cpu() * mask).sum(1) / mask.sum(1))
     finally:
         for hook in hooks:
             hook.remove()
@@ -135,7 +152,7 @@ def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
         first, second (`torch.Tensor` of shape `(N, H)`): Row i of both is about the same input.
 
     Returns:
-        `float`: Between 0 and 1.
+        `float`: Between 0 and 1; 0 where one of them is the same in every row.
     """
     first, second = (rows.double() - rows.double().mean(0) for rows in (first, second))
     grams = first @ first.T, second @ second.T  # N rows are fewer than widths squared

@@ -29,11 +29,25 @@ TEXT_CHANGES = Registry("change of texts", "TEXT_CHANGES")
 Other = Callable[[], str]
 
 _LOOKALIKES = str.maketrans("aceiopxyABCEHKMOPTX", "асеіорхуАВСЕНКМОРТХ")  # Latin to Cyrillic
-_FILLERS = (
-    "i would like to see something rather similar to this one but in such a way that it {}",
-    "please look at the picture carefully and then find me another one of the same kind that {} if you can",
+# Texts that go on after `it`, as those of FashionIQ and of the offline world do, and those that do not.
+_PREDICATES = frozenset(("is", "has", "are", "have", "shows", "was", "were", "had"))
+_FILLERS = {
+    True: (
+        "i would like to see something rather similar to this one but in such a way that it {}",
+        "please look at the picture carefully and then find me another one of the same kind that {} if you can",
+    ),
+    False: (
+        "i would like to see something rather similar to this one but what i really want is this: {}",
+        "please look at the picture carefully and then find me another one of the same kind: {} if you can",
+    ),
+}
+_PARAPHRASES = {
+    True: ("the same, but it {}", "it {} now", "like this one, only that it {}", "now it {}"),
+    False: ("the same, but {}", "{}, please", "like this one, but {}", "what i want: {}"),
+}
+_COMMANDS = frozenset(
+    ("make", "add", "remove", "replace", "change", "put", "turn", "swap", "take", "show", "give", "use", "move")
 )
-_PARAPHRASES = ("the same, but it {}", "it {} now", "like this one, only that it {}", "now it {}")
 _NEIGHBOURS = {
     "a": "qs",
     "e": "wr",
@@ -54,6 +68,10 @@ def _change(name: str, group: str, what: str):
         return make
 
     return register
+
+
+def _is_predicate(text: str) -> bool:
+    return text.strip().partition(" ")[0].lower() in _PREDICATES
 
 
 # Composition or keywords?
@@ -79,10 +97,10 @@ def shuffled(text: str, other: Other, rng: random.Random) -> str:
 @_change("negated", "composition", "its opposite")
 def negated(text: str, other: Other, rng: random.Random) -> str:
     """The opposite, with the same keywords."""
-    first, _, rest = text.partition(" ")
-    if first in ("is", "has", "are", "have", "shows"):
-        return f"{first} not {rest}"
-    return f"do not {text}"
+    first, _, rest = text.strip().partition(" ")
+    if first.lower() in _PREDICATES:
+        return f"{first} not {rest}".rstrip()
+    return f"do not {text}" if first.lower() in _COMMANDS else f"not {text}"
 
 
 @_change("swapped", "composition", "another query's text")
@@ -96,11 +114,11 @@ def swapped(text: str, other: Other, rng: random.Random) -> str:
 
 @_change("typos", "robustness", "a typo in every second longer word")
 def typos(text: str, other: Other, rng: random.Random) -> str:
-    """In half of the words of four letters and more a letter is lost, doubled, exchanged with the next, or missed."""
+    """In half of the words of four letters and more, one at least, a letter is lost, doubled, exchanged, or missed."""
     words = text.split()
-    for place, word in enumerate(words):
-        if len(word) < 4 or rng.random() < 0.5:
-            continue
+    longer = [place for place, word in enumerate(words) if len(word) >= 4]
+    for place in [place for place in longer if rng.random() < 0.5] or longer[:1]:
+        word = words[place]
         at = rng.randrange(1, len(word) - 1)
         kind = rng.choice(("lost", "doubled", "swapped", "missed"))
         if kind == "lost":
@@ -117,13 +135,13 @@ def typos(text: str, other: Other, rng: random.Random) -> str:
 @_change("paraphrase", "robustness", "said in another way")
 def paraphrase(text: str, other: Other, rng: random.Random) -> str:
     """The same wish in another frame."""
-    return rng.choice(_PARAPHRASES).format(text)
+    return rng.choice(_PARAPHRASES[_is_predicate(text)]).format(text)
 
 
 @_change("verbose", "robustness", "wrapped in many polite words")
 def verbose(text: str, other: Other, rng: random.Random) -> str:
     """The same wish among words that say nothing."""
-    return rng.choice(_FILLERS).format(text)
+    return rng.choice(_FILLERS[_is_predicate(text)]).format(text)
 
 
 @_change("ambiguous", "robustness", "half of its words left out")

@@ -23,7 +23,7 @@ BENCHMARK_NAMES = {
 }
 METRIC_NAMES = {"recall": "Recall", "recall_subset": "Recall in the subset", "map": "mAP"}
 FIGURES = ("before", "after", "gain", "baselines", "published", "preservation")
-OTHERS = ("run", "data", "environment", "cost", "protocols", "curve", "drop_in", "card")
+OTHERS = ("run", "data", "environment", "cost", "protocols", "curve", "diagnostics", "drop_in", "card")
 # Greedy in the middle, so that `cirr_recall_subset@1` is a subset recall and `fashioniq_dress_recall@10` a group's.
 _KEY = re.compile(r"(?P<benchmark>[a-z0-9]+)(?:_(?P<group>\w+?))?_(?P<metric>recall_subset|recall|map)@(?P<k>\d+)")
 _CUTOFF = re.compile(r"(?P<stem>.*)@(?P<k>\d+)")

@@ -30,6 +30,7 @@ METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"
 CARD_FILE = "README.md"
 EVAL_RESULTS_FOLDER = ".eval_results"
+_NO_ROOM = "and write it again; a training's last checkpoint leads there (`--resume_from_checkpoint last`)"
 RECIPE_HEAD = """\
 # How this checkpoint was trained. The same again, in a checkout of rtd_hf:
 #     accelerate launch --num_processes {} examples/train_rtd.py --config recipe.yaml
@@ -123,8 +124,7 @@ def write_repository(
 
     on_hub = None if base_model == WORLD else base_model
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    advice = "and write it again; a training's last checkpoint leads there (`--resume_from_checkpoint last`)"
-    with room_for("The trained encoder", Path(folder), needed=size, advice=advice):
+    with room_for("The trained encoder", Path(folder), needed=size, advice=_NO_ROOM):
         folder = export_text_encoder(model, folder, tokenizer=tokenizer, base_model=on_hub)
         (folder / CARD_FILE).unlink(missing_ok=True)
         proof = verify_drop_in(folder, model, tokenizer=tokenizer)

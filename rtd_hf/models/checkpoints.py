@@ -1,7 +1,6 @@
 """Loading stock checkpoints, with what is wrong with one named, and saving as the stock class."""
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,8 +9,9 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import find_adapter_config_file
 
+from ..parsing import read_object
 from ..registry import Registry
-from ..weights import load_complete
+from ..weights import check_config_values, errors_of_loading, load_complete
 
 
 BACKBONES = Registry("backbone", "BACKBONES")
@@ -104,12 +104,15 @@ class StockCheckpointMixin:
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
             kwargs: As [`~transformers.ImageProcessingMixin.from_pretrained`] takes them.
+
+        Raises:
+            ValueError, OSError: its configuration is missing or damaged.
         """
         import transformers
 
-        return getattr(transformers, cls.image_processor_class).from_pretrained(
-            pretrained_model_name_or_path, **kwargs
-        )
+        name = os.fspath(pretrained_model_name_or_path)
+        with errors_of_loading(name, "The image processor"):
+            return getattr(transformers, cls.image_processor_class).from_pretrained(name, **kwargs)
 
     @classmethod
     def model_types(cls) -> list[str]:
@@ -122,7 +125,7 @@ class StockCheckpointMixin:
         facts = read_config(name, **kwargs)
         model_type = facts.get("model_type")
         if model_type not in cls.model_types():
-            other = BACKBONES.get(model_type)
+            other = BACKBONES.get(model_type) if isinstance(model_type, str) else None
             remedy = (
                 f"Load it with `{other.__name__}.from_pretrained`, or any backbone with "
                 f"`AutoTextModelForRTD.from_pretrained`."
@@ -133,6 +136,7 @@ class StockCheckpointMixin:
                 f"`{name}` is a checkpoint of `model_type` {model_type!r}, but {cls.__name__} loads "
                 f"{', '.join(map(repr, cls.model_types())) or 'none that is registered'}. {remedy}"
             )
+        check_config_values(facts, name)
         return {**cls._amendments(facts), **kwargs} if kwargs.get("config") is None else dict(kwargs)
 
     @classmethod
@@ -229,10 +233,11 @@ def read_config(name: str, **kwargs: Any) -> dict[str, Any]:
     if isinstance(config, PreTrainedConfig):
         return config.to_dict()
     where = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
-    facts = PreTrainedConfig.get_config_dict(name if config is None else config, **where)[0]
+    with errors_of_loading(name, "The configuration"):
+        facts = dict(PreTrainedConfig.get_config_dict(name if config is None else config, **where)[0])
     if facts.get("model_type") is None and config is None:
         adapter = find_adapter_config_file(name, **where)
-        base = adapter and json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if base:
+        base = adapter and read_object(Path(adapter)).get("base_model_name_or_path")
+        if base and isinstance(base, str):
             return read_config(base)
     return facts

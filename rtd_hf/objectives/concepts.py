@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..language_models import LocalLanguageModel
+from ..parsing import read_json
 from ..texts import PLACEHOLDER, clean_caption
 from .frozen_texts import FrozenTexts
 
@@ -70,15 +71,24 @@ class PhraseBank:
                 f"`phrases` {path} does not exist. Give a JSON file `{{concept: [phrases]}}`, or generate one with "
                 f"`concepts` and `phrase_model`."
             )
+        phrases = _read_phrases(path)
         try:
-            phrases = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`phrases` {path} is not valid JSON ({error}).") from error
-        if not isinstance(phrases, dict):
-            raise ValueError(
-                f"`phrases` {path} must hold `{{concept: [phrases]}}`, but is a {type(phrases).__name__}."
-            )
-        return cls(phrases)
+            return cls(phrases)
+        except ValueError as error:
+            raise ValueError(f"`phrases` {path}: {error}") from error
+
+
+def _read_phrases(path: Path) -> dict[str, list[str]]:
+    try:
+        phrases = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"`phrases` {path} is not valid JSON ({error}).") from error
+    if not isinstance(phrases, dict):
+        raise ValueError(f"`phrases` {path} must hold `{{concept: [phrases]}}`, but is a {type(phrases).__name__}.")
+    for concept, lines in phrases.items():
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"`phrases` {path} must hold a list of texts for {concept!r}, got {str(lines)[:60]!r}.")
+    return phrases
 
 
 def _mask_concept(phrase: str, concept: str) -> tuple[str, str]:
@@ -144,7 +154,7 @@ def generate_phrases(
         ValueError: as [`PhraseBank`] raises.
     """
     path = Path(path)
-    phrases = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    phrases = _read_phrases(path) if path.is_file() else {}
     missing = [concept for concept in concepts if len(phrases.get(concept, ())) < number]
     for place, concept in enumerate(tqdm(missing, desc="Writing phrases", unit="concept", disable=len(missing) < 4)):
         prompt = f"a photo of {concept} that"
@@ -153,7 +163,10 @@ def generate_phrases(
         phrases[concept] = [" ".join(line.split()) for line in lines]
         if place % 50 == 49 or place == len(missing) - 1:
             _write(path, phrases)
-    return PhraseBank({concept: phrases[concept] for concept in concepts})
+    try:
+        return PhraseBank({concept: phrases[concept] for concept in concepts})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _write(path: Path, phrases: Mapping[str, Sequence[str]]) -> None:

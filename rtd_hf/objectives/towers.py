@@ -1,6 +1,5 @@
 """The CLIP a projection is fitted to: both towers, frozen, with what belongs to them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from torch import nn
 
 from ..contexts import quiet_transformers
 from ..models import AutoTextModelForRTD
+from ..parsing import read_object
+from ..tokens import load_tokenizer
+from ..weights import errors_of_loading
 
 
 _SCALE = "logit_scale"
@@ -58,12 +60,10 @@ class FrozenCLIP:
                 some that are not finite, or the tokenizer is another model's.
             OSError: there is no such checkpoint, or it is damaged.
         """
-        from transformers import AutoTokenizer
-
         text_class = AutoTextModelForRTD.class_for(name)
         with quiet_transformers():  # each tower reports the other one's weights as left over
             text_encoder = text_class.from_pretrained(name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = load_tokenizer(name)
             text_encoder.check_tokenizer(tokenizer)
             return cls(
                 text_encoder,
@@ -114,8 +114,11 @@ def read_logit_scale(name: str) -> float | None:
     for file in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         path = _cached(name, file)
         if path is not None:
-            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return _scale_in(_cached(name, weight_map[_SCALE])) if _SCALE in weight_map else None
+            weight_map = read_object(path).get("weight_map")
+            file = weight_map.get(_SCALE) if isinstance(weight_map, dict) else None
+            if file is not None and (not isinstance(file, str) or Path(file).name != file):
+                raise ValueError(f"`{path}` names {file!r} for `{_SCALE}`, which is no file beside it. Get it anew.")
+            return None if file is None else _scale_in(_cached(name, file))
     return _scale_in(_cached(name, "model.safetensors") or _cached(name, "pytorch_model.bin"))
 
 
@@ -135,11 +138,12 @@ def _cached(name: str, file: str) -> Path | None:
 def _scale_in(path: Path | None) -> float | None:
     if path is None:
         return None
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
+    with errors_of_loading(str(path), "The weights"):
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
-            scale = file.get_tensor(_SCALE) if _SCALE in file.keys() else None  # noqa: SIM118 (it is no dict)
-    else:
-        scale = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(_SCALE)
-    return None if scale is None else scale.float().exp().item()
+            with safe_open(path, framework="pt") as file:
+                scale = file.get_tensor(_SCALE) if _SCALE in file.keys() else None  # noqa: SIM118 (it is no dict)
+        else:
+            scale = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(_SCALE)
+        return None if scale is None else scale.float().exp().item()

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..texts import CAPTION_ORDERS, check_template
+from ..weights import check_config_values, errors_of_loading
 
 
 IMAGE_PREPROCESSES = ("clip", "targetpad")
@@ -127,7 +128,9 @@ def read_projection_type(name: str, kwargs: dict[str, Any]) -> str:
     config = kwargs.get("config")
     if config is None:
         hub = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        config, _ = ProjectionConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
+        with errors_of_loading(name, "The configuration"):
+            config, _ = ProjectionConfig.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
+            config = dict(config)
     elif isinstance(config, PreTrainedConfig):
         config = config.to_dict()
     where = "/".join(part for part in (name, kwargs.get("subfolder")) if part)
@@ -139,4 +142,7 @@ def read_projection_type(name: str, kwargs: dict[str, Any]) -> str:
             f"`{where}` is no projection: its `config.json` has no `projection_type` (`model_type` is "
             f"`{config.get('model_type')}`). Give a folder that a projection's `save_pretrained` wrote."
         )
+    if not isinstance(projection_type, str):
+        raise ValueError(f"`{where}` states `projection_type` {str(projection_type)[:60]}, which is no name.")
+    check_config_values(config, where)
     return projection_type

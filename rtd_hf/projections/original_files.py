@@ -205,7 +205,8 @@ def _names_in_zip(file: Path, wanted: str) -> set[str]:
                 )
             with archive.open(pickles[0]) as stream:
                 return _names_in_pickle(stream, file)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    # Names that are no text, a password, ways to pack that are not known: none is of `torch.save`.
+    except (zipfile.BadZipFile, EOFError, OSError, UnicodeDecodeError, RuntimeError) as error:
         raise _cut_short(file, error) from error
 
 

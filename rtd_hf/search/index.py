@@ -302,7 +302,7 @@ class ImageIndex:
             )
         try:
             embeddings = np.load(folder / _EMBEDDINGS, mmap_mode=None if in_memory else "r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:  # numpy reads a header as Python's own text
             raise ValueError(f"`{folder / _EMBEDDINGS}` is damaged or missing ({error}). Make it again.") from error
         ids = _read_json(folder, _IDS, list)
         shape = (about.get("pictures"), about.get("dimensions"))
@@ -312,7 +312,10 @@ class ImageIndex:
                 f"{embeddings.shape} of {embeddings.dtype}, `{_IDS}` {len(ids)} ids. Make the index again."
             )
         index = cls.__new__(cls)
-        index.embeddings, index.ids = embeddings, _checked_ids(ids, len(ids))
+        try:
+            index.embeddings, index.ids = embeddings, _checked_ids(ids, len(ids))
+        except ValueError as error:
+            raise ValueError(f"`{folder / _IDS}` is damaged: {error} Make the index again.") from error
         index.encoder, index.kind, index._places = about.get("encoder"), about["kind"], None
         index._verified = False  # the first search that reads all of them looks
         exact = index.kind == "exact"

@@ -116,7 +116,7 @@ class Neighbours:
         try:
             structure = faiss.read_index(str(folder / _FILE))
             keys = np.load(folder / _KEYS, allow_pickle=False)
-        except (RuntimeError, ValueError, EOFError, OSError) as error:
+        except Exception as error:  # FAISS's own, of memory too where a length is wrong; numpy's of a header
             raise ValueError(
                 f"`{_FILE}` or `{_KEYS}` in `{folder}` is damaged or missing ({error}). Make the index again."
             ) from error

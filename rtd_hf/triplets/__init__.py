@@ -9,7 +9,7 @@ from .filters import FilterOptions, TripletFilter
 from .llm import LLMGenerator, LLMOptions
 from .quality import measure_triplets
 from .reading import Captions, read_triplets
-from .rows import Rows
+from .rows import Rows, check_arrow
 from .rules import RuleGenerator, RuleOptions
 from .writing import generate_triplets, write_triplets
 
@@ -28,6 +28,7 @@ __all__ = [
     "RuleOptions",
     "TripletFilter",
     "TripletGenerator",
+    "check_arrow",
     "check_texts",
     "check_triplets",
     "generate_triplets",

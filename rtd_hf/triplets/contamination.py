@@ -1,13 +1,12 @@
 """Texts of benchmarks, found again in training data."""
 
-import gzip
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..parsing import PACKING_ERRORS, open_text, parse_json
 from ..texts import text_id
 
 
@@ -94,20 +93,19 @@ def _grams(words: list[str]) -> Iterable[int]:
 
 
 def _texts_in(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     name = path.name.removesuffix(".gz")
-    with opened as file:
+    with open_text(path) as file:
         try:
             if name.endswith(".json"):
-                yield from _strings(json.load(file))
+                yield from _strings(parse_json(file.read()))
             elif name.endswith(".jsonl"):
                 for line in file:
                     if line.strip():
-                        yield from _strings(json.loads(line))
+                        yield from _strings(parse_json(line))
             else:
                 for line in file:
                     yield from re.split(r"[\t]|,(?=\S)" if not name.endswith(".txt") else r"\n", line)
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        except (ValueError, OSError, *PACKING_ERRORS) as error:
             raise ValueError(f"`benchmark_texts` {path} is damaged ({error}).") from error
 
 

@@ -4,27 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..pages import document, percent, table
 from .columns import TRIPLET_COLUMNS
 
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1d2733; --soft: #5d6b7a; --line: #dde3ea; --bar: #3f7fbf; --wash: #f5f7fa; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; margin: 2rem auto; padding: 0 1rem;
-  max-width: 1400px; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: .95rem; margin: 1rem 0 .3rem; color: var(--soft); } p { margin: .2rem 0 .6rem; color: var(--soft); }
 .sides { display: grid; grid-template-columns: repeat(var(--files), minmax(22rem, 1fr)); gap: 1.5rem;
   overflow-x: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .6rem; }
 .side { min-width: 0; } .file { font-weight: 600; overflow-wrap: anywhere; color: var(--ink); }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; } th.number { text-align: right; white-space: nowrap; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.edit { background: var(--wash); } td.text { overflow-wrap: anywhere; } .few { max-width: 48rem; }
-.scroll { overflow-x: auto; } svg { display: block; width: 100%; max-width: 30rem; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+td.edit { background: var(--wash); }
 @media (max-width: 50rem) {
   body { margin: 1rem auto; } .sides { grid-template-columns: minmax(0, 1fr); }
   .triplets thead { display: none; } .triplets tr { display: block; border-bottom: 1px solid var(--line); }
@@ -84,14 +73,8 @@ def report_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     body = [f"<h1>Text triplets</h1><h2>Overview</h2><p>{escape(_MEANING)}</p>{_overview(reports)}"]
     for title, note, draw in sections:
         body.append(f"<h2>{escape(title)}</h2><p>{escape(note)}</p>{_sides(reports, draw)}")
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Text triplets: {escape(', '.join(reports))}</title><style>{_STYLE}</style></head>"
-        f"<body style='--files: {len(reports)}'>{''.join(body)}</body></html>\n"
-    )
+    title = f"Text triplets: {', '.join(reports)}"
+    return document(title, "".join(body), style=_STYLE, attributes=f"style='--files: {len(reports)}'")
 
 
 def _sides(reports: Mapping[str, Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], str]) -> str:
@@ -102,30 +85,6 @@ def _sides(reports: Mapping[str, Mapping[str, Any]], draw: Callable[[Mapping[str
 
 def _name(key: str) -> str:
     return _NAMES.get(key, key.replace("_", " "))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Numbers to the right, under their heads; every text is escaped here."""
-    lines = [f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows]
-    kinds = [" class='number'" if rows and _is_number(cell) else "" for cell in (rows[0] if rows else head)]
-    heads = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))
-    return f"<div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, int | float) or str(cell).endswith(" %")
-
-
-def _cell(cell: Any) -> str:
-    if isinstance(cell, float):
-        cell = f"{cell:,.3f}" if abs(cell) <= 1 else f"{cell:,.1f}"
-        return f"<td class='number'>{cell}</td>"
-    text = f"{cell:,}" if isinstance(cell, int) else escape(str(cell))
-    return f"<td{' class=number' if _is_number(cell) else ''}>{text}</td>"
 
 
 def _bars(pairs: Sequence[Sequence[Any]], *, label: str, edges: bool = False) -> str:
@@ -159,34 +118,34 @@ def _overview(reports: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for column in columns for name in column))
     heads = ("", *(reports if len(reports) > 1 else [next(iter(reports))]))
     rows = [(name, *(column.get(name, "") for column in columns)) for name in names]
-    return f"<div class='{'few' if len(reports) < 3 else 'many'}'>{_table(heads, rows)}</div>"
+    return f"<div class='{'few' if len(reports) < 3 else 'many'}'>{table(heads, rows)}</div>"
 
 
 def _summary(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "triplets", report["rows"]
     yield "with a fault", sum(report["faults"].values())
-    yield "consistent", _percent(report["consistent"])
+    yield "consistent", percent(report["consistent"])
     for name in ("change_named", "common_words"):
-        yield _name(name), _percent(report[name])
+        yield _name(name), percent(report[name])
     for name, share in report["shares"].items():
-        yield _name(name), _percent(share)
+        yield _name(name), percent(share)
     for name, share in report["distinct"].items():
-        yield f"distinct {_name(name)} texts", _percent(share)
-    yield "distinct word pairs of conditioning texts", _percent(report["distinct_word_pairs"])
+        yield f"distinct {_name(name)} texts", percent(share)
+    yield "distinct word pairs of conditioning texts", percent(report["distinct_word_pairs"])
     yield "kinds of rules, weighed by use", float(report["effective"]["rules"])
     yield "first words of conditioning texts, weighed by use", float(report["effective"]["openings"])
     for name, number in report["vocabulary"].items():
         yield f"different words in {_name(name)} texts", number
     for name, share in report["words_once"].items():
-        yield f"words used once in {_name(name)} texts", _percent(share)
+        yield f"words used once in {_name(name)} texts", percent(share)
     for name, one in report.get("similarity", {}).items():
         yield f"mean cosine of {_name(name)}", one["mean"]
 
 
 def _rules(report: Mapping[str, Any]) -> str:
     total, good = max(1, sum(report["rules"].values())), report["consistent_by_rule"]
-    rows = [(rule, number, _percent(number / total), _percent(good[rule])) for rule, number in report["rules"].items()]
-    return _table(("rule", "triplets", "share", "consistent"), rows)
+    rows = [(rule, number, percent(number / total), percent(good[rule])) for rule, number in report["rules"].items()]
+    return table(("rule", "triplets", "share", "consistent"), rows)
 
 
 def _lengths(report: Mapping[str, Any]) -> str:
@@ -199,7 +158,7 @@ def _lengths(report: Mapping[str, Any]) -> str:
         longest = min(one["max"], 40)
         pairs = [[value, known.get(value, 0)] for value in range(longest + 1)]
         plots.append(_bars(pairs, label=_name(name)))
-    return _table(("", "mean", "median", "90 %", "longest"), rows) + _plots(plots)
+    return table(("", "mean", "median", "90 %", "longest"), rows) + _plots(plots)
 
 
 def _plots(plots: Sequence[str]) -> str:
@@ -211,7 +170,7 @@ def _words(report: Mapping[str, Any]) -> str:
     lines = [("first words", first)]
     for name, words in report["frequent_words"].items():
         lines.append((_name(name), ", ".join(f"{word} {number:,}" for word, number in words)))
-    return _table(("", ""), lines)
+    return table(("", ""), lines)
 
 
 def _shared(report: Mapping[str, Any]) -> str:
@@ -225,7 +184,7 @@ def _similarities(report: Mapping[str, Any]) -> str:
     rows = [(_name(name), one["mean"], one["p5"], one["p50"], one["p95"]) for name, one in found.items()]
     plots = [_bars(one["histogram"], label=_name(name), edges=True) for name, one in found.items()]
     encoder = f"<p>{report['encoded']:,} triplets, encoder: {escape(str(report.get('encoder', 'not named')))}</p>"
-    return encoder + _table(("cosine of", "mean", "5 %", "median", "95 %"), rows) + _plots(plots)
+    return encoder + table(("cosine of", "mean", "5 %", "median", "95 %"), rows) + _plots(plots)
 
 
 def _faults(report: Mapping[str, Any]) -> str:
@@ -234,7 +193,7 @@ def _faults(report: Mapping[str, Any]) -> str:
     rows = [(reason, number) for reason, number in report["faults"].items()]
     rows += [(f"holds a text of {source}", number) for source, number in report["contaminated"].items()]
     shown = [dict(row, value=reason) for reason, row in report["fault_examples"].items()]
-    return _table(("fault", "rows"), rows) + "<h3>the first of each</h3>" + _triplets(shown)
+    return table(("fault", "rows"), rows) + "<h3>the first of each</h3>" + _triplets(shown)
 
 
 def _triplets(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from .columns import TRIPLET_COLUMNS
@@ -51,7 +52,7 @@ def build_triplet_card(
         `str`: the Markdown with its YAML header.
 
     Raises:
-        ValueError: `license` is missing, or the file is none of triplets.
+        ValueError: `license` is missing, or the file is none of triplets, or damaged.
     """
     if not license:
         raise ValueError("`license` is missing: the card must state one, that of the captions, such as `cc-by-4.0`.")
@@ -87,12 +88,17 @@ def build_triplet_card(
 
 def _contents(path: str | os.PathLike) -> tuple[list[str], int, Counter[str], list[dict[str, Any]]]:
     """Columns, number of rows, rows by rule, and the first rows; read in pieces, for the file may be large."""
-    with parquet.ParquetFile(path) as file:
-        names, rules = file.schema_arrow.names, Counter()
-        shown = next((batch.to_pylist() for batch in file.iter_batches(_SHOWN)), [])
-        for batch in file.iter_batches(columns=["rule"]) if "rule" in names else ():
-            rules.update(batch.column(0).to_pylist())
-        return names, file.metadata.num_rows, rules, shown
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, rules = file.schema_arrow.names, Counter()
+            shown = next((batch.to_pylist() for batch in file.iter_batches(_SHOWN)), [])
+            for batch in file.iter_batches(columns=["rule"]) if "rule" in names else ():
+                rules.update(map(str, batch.column(0).to_pylist()))
+            return names, file.metadata.num_rows, rules, shown
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, or no Parquet file ({error}). Make it again.") from error
 
 
 def _cell(text: Any) -> str:

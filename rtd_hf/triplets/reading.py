@@ -109,9 +109,12 @@ def read_triplets(
         if pictures and not columns and not ({"reference_caption"} & row.keys()):
             if known is None:
                 known = _captions_by_picture(captions, rows.source)
-            row = _joined(row, pictures, known, number)
+            row = _joined(row, pictures, known, f"Row {number} of {rows.source}")
         if found is None:
-            found = _mapping(row, columns)
+            try:
+                found = _mapping(row, columns)
+            except ValueError as error:
+                raise ValueError(f"`triplets` {rows.source}: {error}") from error
         missing = [column for column in found.values() if column not in row]
         if missing:
             raise ValueError(
@@ -157,7 +160,7 @@ def _picture_id(name: object) -> str:
     return last.lstrip("0") or "0" if last.isdigit() else last
 
 
-def _joined(row: Mapping[str, Any], pictures: str, known: Mapping[str, str], number: int) -> dict[str, Any]:
+def _joined(row: Mapping[str, Any], pictures: str, known: Mapping[str, str], place: str) -> dict[str, Any]:
     """A triplet of pictures as one of texts. LaSCo writes a picture as `[id, path]`."""
     texts = {"conditioning_caption": row[pictures]}
     sides = zip(("reference_caption", "target_caption"), _PICTURES[pictures], strict=True)
@@ -169,6 +172,6 @@ def _joined(row: Mapping[str, Any], pictures: str, known: Mapping[str, str], num
         elif name in known:
             texts[role] = known[name]
         else:
-            raise ValueError(f"Row {number}: `captions` holds none for the picture {name!r} in `{column}`.")
+            raise ValueError(f"{place}: `captions` holds none for the picture {name!r} in `{column}`.")
     rest = {name: value for name, value in row.items() if name not in (pictures, "tgt_cap", *_PICTURES[pictures])}
     return texts | rest

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ...parsing import parse_json
 from .limits import Usage
 
 
@@ -148,7 +149,9 @@ class Journal:
     def _check_head(self, record: dict, settings: dict[str, Any]) -> None:
         if record.get("kind") != _KIND or record.get("version") != 1:
             raise ValueError(f"`checkpoint` {self.path} is no checkpoint of this generator. Give another path.")
-        made = record["settings"]
+        made = record.get("settings")
+        if not isinstance(made, dict):
+            raise ValueError(f"`checkpoint` {self.path} states no settings in its first line. Give another path.")
         differ = sorted(name for name in {*made, *settings} if made.get(name) != settings.get(name))
         if differ:
             changes = ", ".join(f"`{name}` was {made.get(name)!r} and is {settings.get(name)!r}" for name in differ)
@@ -161,8 +164,10 @@ class Journal:
         try:
             self.spent += Usage(**record["usage"])
             for each in record["captions"]:
+                if not isinstance(each.get("rejected", []), list):
+                    raise TypeError("`rejected` is no list")
                 self._places[int(each["key"], 16)] = start
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`checkpoint` {self.path} holds a line of another kind ({error}) at byte {start}. Remove it."
             ) from error
@@ -175,7 +180,7 @@ def _whole_lines(file: Any, path: Path) -> Iterator[tuple[int, int, dict]]:
     for number, line in enumerate(iter(file.readline, b""), start=1):
         following = file.tell()
         try:
-            record = json.loads(line) if line.endswith(b"\n") else None
+            record = parse_json(line) if line.endswith(b"\n") else None
         except ValueError:
             record = None
         if not isinstance(record, dict):
@@ -211,11 +216,16 @@ def read_rejected(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(f"`checkpoint` {path} does not exist.")
     with path.open("rb") as file:
         for number, _, record in _whole_lines(file, path):
-            for each in record.get("captions", ()) if number > 1 else ():
-                for refusal in each["rejected"]:
-                    yield {"row": each["row"], "caption": each["caption"], **refusal}
+            try:
+                for each in record.get("captions", ()) if number > 1 else ():
+                    for refusal in each["rejected"]:
+                        yield {"row": each["row"], "caption": each["caption"], **refusal}
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"`checkpoint` {path} holds something else in line {number} ({error!r}). Remove that line."
+                ) from error
 
 
 def count_rejected(path: str | os.PathLike) -> Counter[str]:
     """How many answers of a checkpoint were refused, by reason."""
-    return Counter(refusal["reason"] for refusal in read_rejected(path))
+    return Counter(str(refusal.get("reason")) for refusal in read_rejected(path))

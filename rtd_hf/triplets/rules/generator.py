@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ...parsing import parse_yaml
 from ...texts import clean_caption
 from ..base import GENERATORS, TripletGenerator
 from ..faults import text_fault
@@ -87,14 +88,12 @@ class RuleOptions:
 
     def __post_init__(self):
         try:
-            import yaml
-
-            given = yaml.safe_load(self.weights) if isinstance(self.weights, str) else self.weights
-        except yaml.YAMLError as error:
+            given = parse_yaml(self.weights) if isinstance(self.weights, str) else self.weights
+        except ValueError as error:
             raise ValueError(f"`weights` must read like `{{style: 0, count: 2}}`, got {self.weights!r}.") from error
         if not isinstance(given, dict) or not all(isinstance(value, int | float) for value in given.values()):
             raise ValueError(f"`weights` must read like `{{style: 0, count: 2}}`, got {self.weights!r}.")
-        unknown = sorted(set(given) - set(RULES))
+        unknown = sorted(map(str, set(given) - set(RULES)))
         if unknown:
             raise ValueError(f"`weights` names the unknown rule `{unknown[0]}`. Rules: {', '.join(RULES)}.")
         self.shares = {name: float(given.get(name, share)) for name, (_, share) in RULES.items()}

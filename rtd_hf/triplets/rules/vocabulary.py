@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...files import whole_file
+from ...parsing import read_object
 from ...tagging import tag
 from .english import (
     ATTRIBUTES,
@@ -31,6 +32,7 @@ from .english import (
 
 
 _FILE = "vocabulary.json"
+_REMEDY = "Remove it: the vocabulary is made anew."
 _MOST_WORDS = 3  # of a compound noun
 _SHORTEST_MISSPELLED, _MISSPELLED = 6, 50  # letters; how much more frequent the right spelling is
 _SURE = 0.9  # share of a word's uses that must agree on its part of speech
@@ -248,15 +250,20 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Vocabulary":
-        """Reads what `save` wrote; the neighbours stay on the disk."""
+        """Reads what `save` wrote; the neighbours stay on the disk. Raises `ValueError` where it is damaged."""
         folder = Path(folder)
-        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        return cls(
-            [Keyword(*entry) for entry in content["keywords"]],
-            np.load(folder / "neighbours.npy", mmap_mode="r"),
-            letters=content["letters"],
-            company=content["company"],
-        )
+        content = read_object(folder / _FILE, remedy=_REMEDY)
+        try:
+            return cls(
+                [Keyword(*entry) for entry in content["keywords"]],
+                np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False),
+                letters=content["letters"],
+                company=content["company"],
+            )
+        except Exception as error:  # numpy reads a header as Python's own text
+            raise ValueError(
+                f"The vocabulary in `{folder}` is damaged ({type(error).__name__}: {error}). {_REMEDY}"
+            ) from error
 
     @staticmethod
     def is_in(folder: Path) -> bool:
