@@ -9,9 +9,8 @@ package. `--config recipe.yaml` reads another recipe (see `examples/recipes`); a
 """
 
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --save_steps 2 --warmup_steps 1 --output_dir {tmp}/run
-# ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --use_peft --output_dir {tmp}/lora
+# ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --use_peft --diagnostics discrepancy --output_dir {tmp}/lora
 # ci: --max_steps 4 --num_triplets 600 --eval_steps 2 --anchors beside --mini_batch_size 50 --output_dir {tmp}/anchors
-# ci: --max_steps 2 --num_triplets 600 --eval_steps 2 --warmup_steps 1 --diagnostics discrepancy --output_dir {tmp}/why
 # ci: --estimate --per_device_train_batch_size 16
 # ci: --dry_run 2 --per_device_train_batch_size 16
 # ci: --help

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .data_files import DataFiles
 from .distributed import outcomes_of_all, rank, world_size
 from .files import NoRoomError, first_line, free_bytes, lacks_room, readable_bytes, room_for
-from .interruptions import StopOnSignal, check_checkpoint, last_checkpoint, remove_unfinished
+from .interruptions import StopOnSignal, check_checkpoint, check_origin, last_checkpoint, remove_unfinished
 from .sharding import is_sharded
 
 
@@ -105,11 +105,13 @@ class KeepsState:
         """Whether SIGTERM ended the training; then a checkpoint of the last step was saved."""
         return self.interruption.stopped
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """HF's; what is wrong leaves behind a checkpoint, see [`KeepsState`]."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """HF's, of shards of this run only; what is wrong leaves behind a checkpoint, see [`KeepsState`]."""
+        if resume_from_checkpoint and not isinstance(resume_from_checkpoint, bool):
+            check_origin(resume_from_checkpoint, self.args.output_dir)
         self._progress.reset()
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, **kwargs)
         except Exception as error:
             if self._progress.began is None:  # of the arguments
                 raise

@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 # BSD's EX_TEMPFAIL, "try again later": what a script ends with that was told to stop and can go on.
 PREEMPTED_EXIT_CODE = 75
 _STATE, _ZIPPED = "trainer_state.json", (".pt", ".pth", ".bin")
+_SHARDS = (".metadata", "*_states.pt")  # of FSDP, of DeepSpeed
 
 
 class StopOnSignal(TrainerCallback):
@@ -89,7 +90,7 @@ def check_checkpoint(folder: str | os.PathLike, *, processes: int = 1) -> None:
                     pass
             elif file.suffix in _ZIPPED and not zipfile.is_zipfile(file):
                 raise ValueError(f"`{file.name}` is cut off")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(
             f"The checkpoint `{folder}` is not whole ({error}), as when a run is killed while it saves. Go on from an "
             f"earlier one, or from `last`, which passes over such checkpoints."
@@ -124,9 +125,32 @@ def remove_unfinished(folder: str | os.PathLike, step: int) -> None:
 def _is_finished(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return False
     return True
+
+
+def check_origin(checkpoint: str | os.PathLike, output_dir: str | os.PathLike) -> None:
+    """
+    Refuses state in shards that lies elsewhere than in the run's own folder: torch reads it by unpickling, which runs
+    what somebody else may have put into it. All other state is read without.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): What is to be resumed.
+        output_dir (`str` or `os.PathLike`): The run's folder.
+
+    Raises:
+        ValueError: It holds shards and lies elsewhere.
+    """
+    folder = Path(checkpoint)
+    inside = folder.resolve().is_relative_to(Path(output_dir).resolve())
+    if inside or not any(any(folder.rglob(pattern)) for pattern in _SHARDS):
+        return
+    raise ValueError(
+        f"The checkpoint `{folder}` holds weights or optimizer state in shards, which torch unpickles: it would run "
+        f"whatever its author wrote. If that was you, move it into `output_dir` ({output_dir}) and resume it there; "
+        f"if not, start from its weights, which are safe, as `clip_model`."
+    )
 
 
 def _checkpoints(folder: str | os.PathLike) -> dict[int, Path]:

@@ -82,7 +82,11 @@ class TestTaskDiscrepancy:
         assert after["shapes_query_to_caption"] != pytest.approx(before["shapes_query_to_caption"], abs=1e-3)
 
     def test_histograms_hold_every_query(self):
-        series = TaskDiscrepancy(evaluator()).measure().series
+        found = TaskDiscrepancy(evaluator()).measure()
+        series = found.series
+        for name, counts in series["counts"].items():
+            values = found.values[f"shapes_{name}"].clamp(-1, 1).numpy()
+            assert counts == np.histogram(values, bins=40, range=(-1, 1))[0].tolist()
         assert {sum(counts) for counts in series["counts"].values()} == {9}
         assert len(series["edges"]) == 1 + len(series["counts"]["query_to_caption"])
         json.dumps(series, allow_nan=False)
@@ -143,7 +147,9 @@ class TestGap:
     def test_equal_sets(self, width):
         rows = torch.randn(30, width)
         found = compare_distributions(rows, rows.clone())
-        assert found["frechet"] == pytest.approx(0, abs=1e-9) and found["separability"] == 0.5
+        # 225 pairs, of which the 15 of equal rows are ties but for the last bit.
+        assert found["frechet"] == pytest.approx(0, abs=1e-9)
+        assert found["separability"] == pytest.approx(0.5, abs=0.5 * 15 / 225 + 1e-9)
         assert found["pair_cosine"] == pytest.approx(1) and found["norm_ratio"] == pytest.approx(1)
 
     @pytest.mark.parametrize("width", [3, 60])
@@ -153,6 +159,20 @@ class TestGap:
         apart = compare_distributions(rows, others + 20)["separability"]
         alike = compare_distributions(rows, others)["separability"]
         assert apart == 1.0 and 0.3 < alike < 0.7
+
+    def test_separability_written_out(self):
+        generator = torch.Generator().manual_seed(2)
+        first, second = (torch.randn(31, 6, generator=generator).double() + shift for shift in (0, 0.4))
+        learnt = np.concatenate([first[::2], second[::2]])
+        labels = np.array([1.0] * 16 + [-1.0] * 16)
+        mean = learnt.mean(0)
+        centred = learnt - mean
+        ridge = 1e-2 * np.mean((centred**2).sum(1)) * np.eye(6)
+        weights = np.linalg.solve(centred.T @ centred + ridge, centred.T @ labels)
+        good, bad = ((part[1::2].numpy() - mean) @ weights for part in (first, second))
+        area = np.mean([[1.0 if a > b else 0.5 * (a == b) for b in bad] for a in good])
+        assert 0.5 < area < 1 and len(good) == 15
+        assert compare_distributions(first, second)["separability"] == pytest.approx(area, abs=1e-9)
 
     def test_both_ways_to_the_weights_are_one(self):
         """Columns of zeros decide which system is solved, and nothing else."""
@@ -374,6 +394,12 @@ class TestTexts:
         assert found[2000:] == words[2000:]
         assert 0.4 < np.mean([word != "letters" for word in found[:2000]]) < 0.53  # `tt` exchanged is no typo
         assert {len(word) for word in found[:2000]} == {6, 7, 8} and all(word[0] == "l" for word in found[:2000])
+
+    def test_no_text_is_without_a_typo(self):
+        """But those that have short words only."""
+        texts = [("is striped",)] * 40
+        assert all(len(entry[0]) in (9, 10, 11) and entry not in texts for entry in changed_texts(texts, "typos"))
+        assert changed_texts([("is a cat",)], "typos") == [("is a cat",)]
 
     def test_a_text_of_another_query_is_another_text(self):
         texts = [("is blue",)] * 30 + [("is red",)]

@@ -114,6 +114,22 @@ def test_the_payload_does_run_where_nothing_stops_it(tmp_path):
     assert made.exists()
 
 
+@pytest.mark.parametrize("file", ["optimizer_0/.metadata", "global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_state_in_shards_of_another_run_is_not_unpickled(file, tmp_path):
+    options = {"max_steps": 2, "eval_rows": 4, "save_steps": 1, "save_strategy": "steps"}
+    tiny_trainer(tmp_path / "theirs", **options).train()
+    target = tmp_path / "theirs" / "checkpoint-1" / file
+    target.parent.mkdir()
+    target.write_bytes(b"")
+    mine = tiny_trainer(tmp_path / "mine", **options)
+    with pytest.raises(ValueError, match=r"in shards, which torch unpickles.*If that was you, move it"):
+        mine.train(resume_from_checkpoint=str(tmp_path / "theirs" / "checkpoint-1"))
+    assert mine.state.global_step == 0
+    tiny_trainer(tmp_path / "theirs", **options).train(
+        resume_from_checkpoint=str(tmp_path / "theirs" / "checkpoint-1")
+    )
+
+
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "bare"])
 def test_a_checkpoint_that_holds_a_program_does_not_run_it(file, zipped, canary, tmp_path):
