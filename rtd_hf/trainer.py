@@ -211,9 +211,7 @@ class RTDTrainer(PushesDropIns, KeepsState, WatchesNumbers, Trainer):
         self._draws += 1
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
-        noise = draw_noise(
-            embeds.shape, kind=self.args.noise_type, scale=self.args.noise_scale, generator=generator
-        )
+        noise = draw_noise(embeds.shape, kind=self.args.noise_type, scale=self.args.noise_scale, generator=generator)
         return noise.to(embeds.device, embeds.dtype)
 
     def trained_encoder(self) -> nn.Module:
