@@ -29,14 +29,17 @@ refuse_other_hosts()
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--run-huge", action="store_true", help="also run the tests marked huge: minutes and 14 GB each")
+    parser.addoption("--part", default="1/1", help="I/N: every N-th file of tests, from the I-th on")
 
 
 def pytest_configure(config):
+    os.environ.pop("PYTEST_ADDOPTS", None)  # is read by now, and not meant for what the tests start
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(config, items):
+    _keep_part(config, items)
     slow = pytest.mark.skip(reason="slow: give --run-slow")
     gpu = pytest.mark.skip(reason="gpu: no CUDA device")
     huge = pytest.mark.skip(reason="huge: give --run-huge")
@@ -47,6 +50,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(slow)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(gpu)
+
+
+def _keep_part(config, items):
+    """Leaves the tests of some files, so that processes can share them all: `--part 1/2` and `--part 2/2`."""
+    part, _, parts = config.getoption("--part").partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise pytest.UsageError(f"`--part` must be I/N, such as 1/2, got {config.getoption('--part')!r}.")
+    files = sorted({item.path for item in items})
+    kept = set(files[int(part) - 1 :: int(parts)])
+    items[:] = [item for item in items if item.path in kept]
 
 
 def pytest_unconfigure(config):
