@@ -58,7 +58,7 @@ def test_contract_tests_run_over_it(checkout):
 @pytest.mark.slow
 def test_rtd_trains_with_it_and_it_is_measured(checkout):
     run(checkout, "-c", PREPARE)
-    options = "--max_steps 2 --num_triplets 600 --warmup_steps 1 --benchmarks shapes_many --preservation"
+    options = "--max_steps 2 --num_triplets 600 --warmup_steps 1 --benchmarks shapes_many"
     told = run(
         checkout, "examples/train_rtd.py", "--projection", "projection", "--output_dir", "run", *options.split()
     )

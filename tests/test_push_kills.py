@@ -71,7 +71,7 @@ def test_a_push_that_is_killed(hub, tmp_path, kills):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [5, 20])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.huge)])
 def test_a_training_that_is_killed_while_it_pushes(hub, tmp_path, kills):
     hub.calm()
     hub.disturb(".*", ".*", times=10**6, seconds=0.03)
