@@ -165,7 +165,7 @@ def test_changed_files_end_in_an_error_that_names_them(name, tmp_path):
     assert fuzz(name, tmp_path, FEW // 3 if READERS[name].dear else FEW) == []
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 @pytest.mark.parametrize("name", READERS)
 def test_many_more_changed_files(name, tmp_path):
     assert fuzz(name, tmp_path, MANY // 3 if READERS[name].dear else MANY, seed="more") == []
@@ -180,6 +180,17 @@ def test_a_file_that_unpacks_to_no_end_is_refused_early(name, tmp_path):
     with pytest.raises(ValueError, match="unpacks to more than 67,108,864 bytes, 200 times its size"):
         sandbox.reader.read(sandbox.folder)
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": %s}', '[{"caption": %s}]', '{"caption": "x"}\n{"caption": %s}\n', '{\n"a": %s}']
+)
+def test_a_number_of_too_many_digits_is_an_error_that_names_the_file(text, tmp_path):
+    from rtd_hf.triplets.rows import Rows
+
+    (tmp_path / "t.json").write_text(text % ("9" * 5000))
+    with pytest.raises(ValueError, match=r"t\.json.*4300 digits"):
+        list(Rows(tmp_path / "t.json", argument="triplets"))
 
 
 def test_what_packs_well_is_read_all_the_same(tmp_path):

@@ -47,7 +47,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.huge)])
 def test_a_push_that_is_killed(hub, tmp_path, kills):
     hub.calm()
     hub.disturb(".*", ".*", times=10**6, seconds=0.03)  # a Hub that takes its time, so that kills hit every request

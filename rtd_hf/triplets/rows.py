@@ -202,6 +202,8 @@ class Rows:
                 fault = "the array does not end" if end == len(buffer) else None
             except json.JSONDecodeError as error:
                 fault = error.msg
+            except ValueError as error:  # a number of more digits than Python reads
+                raise self._damaged(f"row {number + 1}: {error}") from error
             if fault:
                 # What stands at the end may go on. Twice as much is read each time, or long ones would take for ever.
                 held = buffer[place:]
@@ -228,23 +230,32 @@ class Rows:
         first, second = file.readline(), file.readline()
         file.seek(0)
         try:
-            alone = json.loads(first)
+            alone = self._parsed(first)
         except json.JSONDecodeError:
             alone = None  # an object over several lines
         if isinstance(alone, dict) and (second.strip() or not any(isinstance(x, list | dict) for x in alone.values())):
             yield from self._of_json_lines(file)
         else:
-            content = json.load(file)
+            content = self._parsed(file.read())
             if not isinstance(content, dict):
                 raise self._damaged(f"it holds a {type(content).__name__} and no rows")
             yield from self._checked(_rows_of_object(content))
+
+    def _parsed(self, text: str) -> Any:
+        """A JSON value; what is no JSON is told from a number of more digits than Python reads."""
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            raise self._damaged(error) from error
 
     def _of_json_lines(self, file: Any) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = self._parsed(line)
             except json.JSONDecodeError as error:
                 raise self._damaged(f"line {number}: {error}") from error
             yield from self._checked([row], first=number)
