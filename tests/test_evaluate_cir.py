@@ -272,7 +272,7 @@ def test_plain_ways_of_ranking_agree_with_counting(monkeypatch):
         assert any(0 < values.mean() for values in expected.values())
 
 
-@pytest.mark.slow
+@pytest.mark.huge  # its CI line is shorter
 def test_the_benchmark_of_ranking_runs(run, tmp_path):
     out = run("--shrink", 60, "--repeats", 1, "--threads", 1, "--output_json", tmp_path / "r.json",
               script="benchmark_ranking.py")  # fmt: skip

@@ -236,7 +236,7 @@ def test_template_with_the_caption_first_takes_two_rows(tmp_path, packing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise_type", ["none", "scaled_gaussian"])
+@pytest.mark.parametrize("noise_type", ["none", pytest.param("scaled_gaussian", marks=pytest.mark.huge)])
 def test_step_is_the_published_one_at_the_size_of_l14(tmp_path, noise_type):
     tokenizer = real_tokenizer() if REAL_VOCABULARY.is_file() else tiny_tokenizer()
     config = CLIPTextConfig(
