@@ -7,7 +7,7 @@ with random weights, and is measured. On a CPU; memory of the process on Linux. 
 nothing else; CPU seconds do on a machine that is shared, too.
 """
 
-# ci: --models world --variants full mini_batches --batch_size 8 --repeats 1 --output_json {tmp}/estimates.json
+# ci: --models world --variants full --batch_size 8 --repeats 1 --output_json {tmp}/estimates.json
 # ci: --help
 
 import json
