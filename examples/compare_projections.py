@@ -14,15 +14,24 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 
-from utils.arguments import one_screen_errors, parse, wants_help
+from utils.arguments import one_screen_errors
 from utils.parts import WORLD_PROJECTIONS, ModelArguments, load_parts, load_triplets
 from utils.tables import aligned, markdown
-from utils.trials import Trials, cells, heading, measure, summarise, told, trained, write_figures
+from utils.trials import (
+    RECIPE,
+    Trials,
+    cells,
+    heading,
+    measure,
+    summarise,
+    told,
+    trained,
+    trial_arguments,
+    write_figures,
+)
 
 
-HERE = Path(__file__).parent
 NAMES = {
     "pic2word": "Pic2Word",
     "searle": "SEARLE",
@@ -35,7 +44,7 @@ NAMES = {
 @dataclass
 class ScriptArguments:
     config: str = field(
-        default=str(HERE / "recipes" / "trials.yaml"),
+        default=str(RECIPE),
         metadata={"help": "YAML recipe of every training."},
     )
     projections: list[str] = field(
@@ -154,15 +163,10 @@ def main(script: ScriptArguments, args) -> None:
 
 if __name__ == "__main__":
     with one_screen_errors():
-        if wants_help(sys.argv[1:]):
-            from rtd_hf.options import RTDOptions as TrainingOptions
-        else:
-            from rtd_hf import RTDTrainingArguments as TrainingOptions
-        parsed = parse(
-            (ScriptArguments, TrainingOptions),
-            sys.argv[1:],
-            default_recipe=HERE / "recipes" / "trials.yaml",
-            description="Five projections, each frozen, with RTD and with RTD through LoRA, in the offline world.",
-            defaults={"output_dir": "outputs/compare_projections"},
+        main(
+            *trial_arguments(
+                ScriptArguments,
+                description="Five projections, each frozen, with RTD and with RTD through LoRA, in the offline world.",
+                output_dir="outputs/compare_projections",
+            )
         )
-        main(*parsed)

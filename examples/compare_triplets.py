@@ -15,15 +15,26 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 
-from utils.arguments import one_screen_errors, parse, wants_help
+from utils.arguments import one_screen_errors
 from utils.tables import aligned, markdown
-from utils.trials import COLUMNS, Trials, cells, heading, mean, measure, summarise, told, trained, write_figures
+from utils.trials import (
+    COLUMNS,
+    RECIPE,
+    Trials,
+    cells,
+    heading,
+    mean,
+    measure,
+    summarise,
+    told,
+    trained,
+    trial_arguments,
+    write_figures,
+)
 from utils.triplet_sets import SETS, asked_for, triplet_set
 
 
-HERE = Path(__file__).parent
 FROZEN = "no training"
 # What is asked whether it foretells the gain, as it is called in the report; "/" goes a level down.
 MEASURES = (
@@ -52,7 +63,7 @@ MEASURES = (
 @dataclass
 class ScriptArguments:
     config: str = field(
-        default=str(HERE / "recipes" / "trials.yaml"),
+        default=str(RECIPE),
         metadata={"help": "YAML recipe of every training."},
     )
     sets: list[str] = field(
@@ -217,15 +228,10 @@ def main(script: ScriptArguments, args) -> None:
 
 if __name__ == "__main__":
     with one_screen_errors():
-        if wants_help(sys.argv[1:]):
-            from rtd_hf.options import RTDOptions as TrainingOptions
-        else:
-            from rtd_hf import RTDTrainingArguments as TrainingOptions
-        parsed = parse(
-            (ScriptArguments, TrainingOptions),
-            sys.argv[1:],
-            default_recipe=HERE / "recipes" / "trials.yaml",
-            description="What RTD gains from different sets of text triplets, in the offline world.",
-            defaults={"output_dir": "outputs/compare_triplets"},
+        main(
+            *trial_arguments(
+                ScriptArguments,
+                description="What RTD gains from different sets of text triplets, in the offline world.",
+                output_dir="outputs/compare_triplets",
+            )
         )
-        main(*parsed)

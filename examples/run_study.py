@@ -17,10 +17,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from utils.arguments import one_screen_errors, parse, wants_help
+from utils.arguments import one_screen_errors
 from utils.studies import STUDIES
 from utils.tables import aligned
-from utils.trials import Trials, cells, heading, measure, summarise, told, trained, write_figures
+from utils.trials import (
+    RECIPE,
+    Trials,
+    cells,
+    heading,
+    measure,
+    summarise,
+    told,
+    trained,
+    trial_arguments,
+    write_figures,
+)
 
 
 HERE = Path(__file__).parent
@@ -29,9 +40,7 @@ FROZEN = "no training"
 
 @dataclass
 class ScriptArguments:
-    config: str = field(
-        default=str(HERE / "recipes" / "trials.yaml"), metadata={"help": "YAML recipe of every training."}
-    )
+    config: str = field(default=str(RECIPE), metadata={"help": "YAML recipe of every training."})
     study: list[str] = field(default_factory=lambda: ["all"], metadata={"help": f"Of {', '.join(STUDIES)}; or `all`."})
     only: list[str] = field(
         default_factory=list,
@@ -144,15 +153,10 @@ def tell(study: str, found: dict[str, dict], trials: Trials, script: ScriptArgum
 
 if __name__ == "__main__":
     with one_screen_errors():
-        if wants_help(sys.argv[1:]):
-            from rtd_hf.options import RTDOptions as TrainingOptions
-        else:
-            from rtd_hf import RTDTrainingArguments as TrainingOptions
-        parsed = parse(
-            (ScriptArguments, TrainingOptions),
-            sys.argv[1:],
-            default_recipe=HERE / "recipes" / "trials.yaml",
-            description="A study in the offline world: a training for each setting and seed, a table and a plot.",
-            defaults={"output_dir": "outputs/studies"},
+        main(
+            *trial_arguments(
+                ScriptArguments,
+                description="A study in the offline world: a training for each setting and seed, a table and a plot.",
+                output_dir="outputs/studies",
+            )
         )
-        main(*parsed)

@@ -79,3 +79,22 @@ def trees(tmp_path_factory):
     from benchmark_files import make_trees
 
     return make_trees(tmp_path_factory.mktemp("trees"))
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub on this machine."""
+    from hub_server import ACCOUNTS, hub_server
+
+    with hub_server(ACCOUNTS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """A process that uses it."""
+    from hub_client import HubClient
+
+    client = HubClient(hub.url, tmp_path_factory.mktemp("client"))
+    yield client
+    client.close()

@@ -101,6 +101,13 @@ class Account:
         return repo_id.split("/")[0] in (self.name, *self.organizations)
 
 
+ACCOUNTS = {
+    "hf_owner": Account("me", ("org",)),
+    "hf_reader": Account("me", ("org",), role="read"),
+    "hf_other": Account("somebody"),
+}
+
+
 @dataclass(frozen=True)
 class Request:
     method: str

@@ -60,7 +60,7 @@ NOT_OUTSIDE = {
     "language_models.py": "a language model that the user names, by `transformers`",
     "metric_spaces.py": "writes only",
     "objectives/inversion.py": "words that the same run has just written",
-    "search/retriever.py": "`ImageIndex.load`, and the parts that `load_retriever` reads",
+    "search/retriever.py": "`ImageIndex.load`, and the parts that `load_cir_encoder` reads",
     "shapes/clip.py": "JSON of a tokenizer in memory",
     "triplets/writing.py": "parts of its own unfinished run",
     "tagging.py": "spaCy's model and the Hanover Tagger's, out of their packages",

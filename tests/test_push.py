@@ -12,8 +12,8 @@ import pytest
 import torch
 from backbone_models import siglip_tokenizer, tiny_backbone
 from helpers import tiny_projection, tiny_text_model, tiny_tokenizer, tiny_triplets
-from hub_client import ClientError, HubClient, environment
-from hub_server import Account, File, Repo, git_oid, hub_server
+from hub_client import ClientError, environment
+from hub_server import ACCOUNTS, File, Repo, git_oid
 from safetensors.torch import load_file, save_file
 from test_hub import OLD_TRANSFORMERS, old_transformers  # noqa: F401
 from transformers import CLIPImageProcessorPil
@@ -26,11 +26,6 @@ from rtd_hf.projections.originals import LICENSES
 
 TEXTS = ["a photo of a dog", "a photo of $ that is red", "Green, on the left!", ""]
 METRICS = {"before": {"shapes_recall@1": 4.0}, "after": {"shapes_recall@1": 12.0}, "run": {"seed": 3}}
-ACCOUNTS = {
-    "hf_owner": Account("me", ("org",)),
-    "hf_reader": Account("me", ("org",), role="read"),
-    "hf_other": Account("somebody"),
-}
 PUSH = """
     from rtd_hf import push_repository
 
@@ -80,19 +75,6 @@ def embeds_of(folder: Path) -> torch.Tensor:
     model.load_state_dict(load_file(folder / "model.safetensors"))
     with torch.no_grad():
         return model(**tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")).text_embeds
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with hub_server(ACCOUNTS) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    client = HubClient(hub.url, tmp_path_factory.mktemp("client"))
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

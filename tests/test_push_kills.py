@@ -9,28 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import ClientError, HubClient, environment
-from hub_server import hub_server
+from hub_client import ClientError, environment
 from push_kill_worker import STEPS, trainer_for
-from test_push import ACCOUNTS, PUSH, messages, train, write_folder
+from test_push import PUSH, messages, train, write_folder
 
 from rtd_hf.hub.refusals import UNPUBLISHED_EXIT_CODE
 
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with hub_server(ACCOUNTS) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    client = HubClient(hub.url, tmp_path_factory.mktemp("client"))
-    yield client
-    client.close()
 
 
 def run_worker(hub, tmp_path, job, repo, kills, longest, *folders):

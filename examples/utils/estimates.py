@@ -75,6 +75,11 @@ class Planned:
     rows: int | None
     lora: Any
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What both the counting and the probe of a step are given."""
+        return {name: getattr(self, name) for name in ("projection", "tokenizer", "triplets", "lora")}
+
 
 def plan(script, model_args, args, *, size: str | None, at_least: int, device: str) -> Planned:
     """The recipe's configuration, projection without content, tokenizer and a few triplets.
@@ -183,10 +188,7 @@ def show_estimate(options: PlanArguments, script, model_args, args) -> None:
     estimate = estimate_training(
         known.config,
         args,
-        projection=known.projection,
-        tokenizer=known.tokenizer,
-        triplets=known.triplets,
-        lora=known.lora,
+        **known.parts,
         anchors_ahead=bool(script.anchors),
         processes=launch.processes,
         engine=launch.engine,
@@ -255,10 +257,7 @@ def show_measured_time(script, model_args, options, args, estimate, steps: int |
     found = probe_step_seconds(
         known.config,
         args,
-        projection=known.projection,
-        tokenizer=known.tokenizer,
-        triplets=known.triplets,
-        lora=known.lora,
+        **known.parts,
         anchors_ahead=bool(script.anchors),
     )
     say(f"\nTime on this machine ({device}, {found.threads} threads), extrapolated from steps of 1 and 3 layers with")

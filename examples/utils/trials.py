@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "trials.yaml"
 BENCHMARKS = ("shapes", "shapes_many", "shapes_categories")
 COLUMNS = ("shapes_recall@1", "shapes_recall@10", "shapes_many_map@10", "shapes_categories_recall@10")
 KEPT = (*COLUMNS, "shapes_recall@5", "shapes_recall@50", "shapes_many_recall@10", "shapes_categories_recall@50")
@@ -54,6 +55,31 @@ class Trials:
         unfinished.write_text(json.dumps(self.found[name]), encoding="utf-8")
         unfinished.replace(file)
         return True
+
+
+def trial_arguments(script_arguments: type, *, description: str, output_dir: str) -> tuple:
+    """The arguments of a script that compares trainings: its own, and those of every training, by `trials.yaml`.
+
+    Args:
+        script_arguments (`type`): The dataclass of its own.
+        description (`str`): For `--help`, which costs nothing.
+        output_dir (`str`): Where results are kept by default.
+    """
+    import sys
+
+    from utils.arguments import parse, wants_help
+
+    if wants_help(sys.argv[1:]):
+        from rtd_hf.options import RTDOptions as TrainingOptions
+    else:
+        from rtd_hf import RTDTrainingArguments as TrainingOptions
+    return parse(
+        (script_arguments, TrainingOptions),
+        sys.argv[1:],
+        default_recipe=RECIPE,
+        description=description,
+        defaults={"output_dir": output_dir},
+    )
 
 
 def trained(parts, args, triplets, *, projection=None, peft_config=None):

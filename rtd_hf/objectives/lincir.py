@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..noise import draw_noise
 from ..tagging import mask_keywords
 from ..texts import clean_caption
 from .base import OBJECTIVES, Batch, ObjectiveOptions, ProjectionObjective
@@ -66,5 +67,5 @@ class LinCIRObjective(ProjectionObjective):
         return F.mse_loss(embeds, targets), {}
 
     def _noise_like(self, embeds: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-        noise = torch.randn(embeds.shape, generator=draw) * torch.rand(len(embeds), 1, generator=draw)
+        noise = draw_noise(embeds.shape, kind="scaled_gaussian", scale=1.0, generator=draw)
         return self.options.noise_scale * noise.to(embeds.device)

@@ -55,9 +55,8 @@ def word_effects(
     words = text.split()
     if pictures is None:
         pictures = [hit.id for hit in retriever.search(image, text, 1, text_weight=text_weight)]
-    if retriever.gallery is None:
-        raise ValueError("There is nothing to search in yet. Call `index` or `load_index` first.")
-    embeds = np.asarray(retriever.gallery.embeddings[retriever.gallery.positions(pictures)])
+    index = retriever.searched
+    embeds = np.asarray(index.embeddings[index.positions(pictures)])
     left = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
     texts = [text, *(some for some in left if some)]
     scores = retriever.encode_queries([image] * len(texts), texts, text_weight=text_weight) @ embeds.T

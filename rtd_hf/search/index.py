@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..files import whole_file
-from ..similarity import top_k
+from ..similarity import check_k, top_k
 from .neighbours import NEIGHBOURS, Neighbours
 
 
@@ -209,6 +209,7 @@ class ImageIndex:
         Raises:
             ValueError, KeyError: As [`~ImageIndex.search`].
         """
+        check_k(k)
         queries = torch.as_tensor(np.asarray(queries, dtype=np.float32))
         gallery = _as_tensor(self.embeddings)
         if queries.dim() != 2 or queries.shape[1] != gallery.shape[1]:
@@ -219,7 +220,7 @@ class ImageIndex:
         hidden = self._hidden(exclude, len(queries))
         most = 0 if hidden is None else int((hidden >= 0).sum(1).max())
         length = min(k, len(self) - most)
-        if k >= 1 > length:
+        if length < 1:
             return [[] for _ in queries], [[] for _ in queries]
         candidates = None
         if self.neighbours is not None:
@@ -231,7 +232,6 @@ class ImageIndex:
             _checked(self.embeddings, normalized=True)
             self._verified = True
         unit = torch.ones(len(self))
-        length = length if k >= 1 else k  # refused there
         found = top_k(queries, gallery, length, exclude=hidden, candidates=candidates, gallery_norms=unit)
         return found.indices.tolist(), found.scores.tolist()
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..features import image_fingerprint
 from ..hub import load_cir_encoder
 from ..retrieval import CIREncoder
+from ..similarity import check_k
 from .galleries import dataset_gallery, folder_gallery, picture_path
 from .index import Hit, ImageIndex
 from .queries import QueryEncoder
@@ -182,7 +183,7 @@ class ComposedImageRetriever(QueryEncoder):
             ValueError: The index is not of a folder, a picture lies outside of it, or is there already.
             UnreadableImagesError: Pictures cannot be read; none is added then.
         """
-        gallery = self._gallery()
+        gallery = self.searched
         if self.folder is None:
             raise ValueError("The index is not of a folder. `retriever.gallery.add(embeddings, ids)` adds to any.")
         paths = [picture_path(self.folder, name) for name in pictures]
@@ -230,7 +231,9 @@ class ComposedImageRetriever(QueryEncoder):
         self.gallery, self.folder = found, None if pictures is None else Path(pictures)
         return found
 
-    def _gallery(self) -> ImageIndex:
+    @property
+    def searched(self) -> ImageIndex:
+        """The index; `ValueError` where there is none yet."""
         if self.gallery is None:
             raise ValueError("There is nothing to search in yet. Call `index` or `load_index` first.")
         return self.gallery
@@ -270,9 +273,8 @@ class ComposedImageRetriever(QueryEncoder):
             ValueError, TypeError, OSError: As [`~ComposedImageRetriever.encode_queries`], or there is no index yet.
             KeyError: `exclude` names what is not in the index.
         """
-        gallery = self._gallery()
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"`k` must be an integer of at least 1, got {k!r}.")
+        gallery = self.searched
+        check_k(k)
         if isinstance(text, str) or text is None:
             weights = {"text_weight": text_weight, "avoid_weight": avoid_weight}
             options = {"exclude_reference": exclude_reference, "exclude": exclude, **weights}
@@ -293,7 +295,7 @@ class ComposedImageRetriever(QueryEncoder):
 
     def _without(self, rows: list[int], scores: list[float], references: torch.Tensor) -> list[Hit]:
         """What was found but the references, which are recognised by their embeddings."""
-        gallery = self._gallery()
+        gallery = self.searched
         same = (torch.from_numpy(gallery.embeddings[rows]) @ references.T).amax(1) >= _SAME
         ranked = zip(rows, scores, same.tolist(), strict=True)
         return [Hit(gallery.ids[row], score) for row, score, is_reference in ranked if not is_reference]
