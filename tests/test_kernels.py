@@ -1,5 +1,9 @@
 """The fast forms of attention and of linear layers against plain ones written out here."""
 
+import ctypes
+import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 
@@ -536,3 +540,38 @@ def test_an_encoder_in_half_precision_or_under_autocast_does_without(products):
     with torch.autocast("cpu", torch.bfloat16):
         packed_step(tiny_text_model(CLIPTextModelForRTD))
     assert not products
+
+
+SHAPES = """
+import ctypes, os, torch, rtd_hf.kernels as kernels
+
+class Malloc(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usm fsm used free keep".split()]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Malloc
+weight, used = torch.ones(512, 512, requires_grad=True), []
+for rows in range(256, 656):
+    with kernels.fast_linears(weight):
+        torch.nn.functional.linear(torch.ones(rows, 512, requires_grad=True), weight).sum().backward()
+    weight.grad = None
+    used.append(mallinfo().used)
+print(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], used[-1] - used[99])
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc")
+def test_numbers_of_rows_do_not_pile_up():
+    kept, grown = _shapes_kept(remove=("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"))
+    usual, piled = _shapes_kept(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
+    assert (kept, usual) == (16, 1024)  # what a user sets is kept
+    assert grown < 2**20 < 8 * 2**20 < piled, (grown, piled)
+
+
+def _shapes_kept(remove=(), **environment: str) -> list[int]:
+    inherited = {name: value for name, value in os.environ.items() if name not in remove}
+    told = subprocess.run(
+        [sys.executable, "-c", SHAPES], env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    return [int(word) for word in told.stdout.split()]
