@@ -86,7 +86,10 @@ def train(args: LoadArguments, output: str) -> None:
 
     class Readings(TrainerCallback):
         def __init__(self):
-            self.memory, self.first_step = [], None
+            self.memory, self.begun, self.first_step = [], None, None
+
+        def on_step_begin(self, trainer_args, state, control, **kwargs):
+            self.begun = self.begun or time.perf_counter()
 
         def on_step_end(self, trainer_args, state, control, **kwargs):
             self.first_step = self.first_step or time.perf_counter()
@@ -120,7 +123,8 @@ def train(args: LoadArguments, output: str) -> None:
         "triplets": len(triplets),
         "seconds until imported": imported - started,
         "seconds to load triplets": loaded - imported,
-        "seconds from start to first step": readings.first_step - started,
+        "seconds from start to first step": readings.begun - started,
+        "seconds of the first step": readings.first_step - readings.begun,
         "seconds of training": time.perf_counter() - ready,
         "own bytes, lowest": min(own),
         "own bytes, highest": max(own),
@@ -239,7 +243,7 @@ def main(args: LoadArguments) -> None:
         low, high = again["own bytes, lowest"], again["own bytes, highest"]
         start, end = again["own bytes, median of the first and last quarter"]
         say(f"{again['triplets']:,} triplets, {args.steps} steps of {args.batch_size}")
-        say(f"  start to the first step      {first['seconds from start to first step']:.1f} s, then "
+        say(f"  from the start to step 1     {first['seconds from start to first step']:.1f} s, then "
             f"{again['seconds from start to first step']:.1f} s with the data's cache")  # fmt: skip
         say(f"  own memory from step {SETTLED} on   {low / 2**30:.3f} to {high / 2**30:.3f} GiB, last quarter against "
             f"first {100 * (end / start - 1):+.1f} %")  # fmt: skip

@@ -4,7 +4,7 @@
 
 `--study` names one or several; `all` is all of them. A training that two studies share is done once, and what was
 measured is kept: a run that was stopped goes on, and several processes may share the work, each with studies of its
-own. Tables and plots go to `--results`.
+own. Figures, plots and a page with all of them go to `--results`.
 """
 
 # ci: --study components lora --seeds 1 --max_steps 3 --num_triplets 600 --only RTD 4 --output_dir {tmp}
@@ -120,6 +120,7 @@ def main(script: ScriptArguments, args) -> None:
 
 def tell(study: str, found: dict[str, dict], trials: Trials, script: ScriptArguments, args) -> None:
     """The table of a study; its figures and its plot, where all of it was trained."""
+    from utils.study_page import write_page
     from utils.study_plots import plot_study
 
     frozen = trials.found[FROZEN]["per_query"]
@@ -149,6 +150,7 @@ def tell(study: str, found: dict[str, dict], trials: Trials, script: ScriptArgum
         rows=rows,
     )
     plot_study(about, rows, summarise([frozen]), folder / f"{study}.png")
+    write_page(folder)
 
 
 if __name__ == "__main__":

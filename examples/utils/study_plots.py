@@ -1,4 +1,4 @@
-"""The plot of a study: R@10 and its seeds over what was varied."""
+"""The plots of studies: R@10, its seeds and its interval over what was varied."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,41 +17,85 @@ def plot_study(study, rows: Sequence[dict], frozen: Mapping[str, Mapping], path:
         frozen (`Mapping`): The metrics without training.
         path (`str` or `Path`): The PNG file to write.
     """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5.6, 3.6 if study.unit else 0.9 + 0.42 * len(rows)))
+    _draw(axis, study, rows, frozen[METRIC]["mean"])
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_overview(studies: Sequence[tuple], path: str | Path) -> None:
+    """Writes all studies in one picture, three in a line.
+
+    Args:
+        studies (`Sequence[tuple]`): `(study, rows, frozen)` of each, as for [`plot_study`].
+        path (`str` or `Path`): The PNG file to write.
+    """
+    plt = _pyplot()
+    lines = -(-len(studies) // 3)
+    figure, axes = plt.subplots(lines, 3, figsize=(15, 3.9 * lines), squeeze=False)
+    for axis, (study, rows, frozen) in zip(axes.flat, studies, strict=False):
+        _draw(axis, study, rows, frozen[METRIC]["mean"])
+    for axis in axes.flat[len(studies) :]:
+        axis.remove()
+    figure.tight_layout(h_pad=2)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(5.6, 3.6 if study.unit else 0.9 + 0.42 * len(rows)))
-    base = frozen[METRIC]["mean"]
+    return plt
+
+
+def _draw(axis, study, rows: Sequence[dict], base: float) -> None:
     if study.unit:
-        lines = study.lines or ("",)
-        for line, colour in zip(lines, COLOURS, strict=False):
-            own = [row for row in rows if row["setting"].startswith(line)]
-            places = [float(row["setting"].rpartition(" ")[2]) for row in own]
-            axis.plot(places, [row["metrics"][METRIC]["mean"] for row in own], color=colour, label=line or None)
-            for place, row in zip(places, own, strict=True):
-                seeds = row["metrics"][METRIC]["seeds"]
-                axis.scatter([place] * len(seeds), seeds, color=colour, s=14, alpha=0.7)
-        if study.logarithmic:
-            axis.set_xscale("log")
-            axis.set_xticks(places, [row["setting"] for row in own])
-            axis.minorticks_off()
+        _draw_lines(axis, study, rows)
         axis.axhline(base, color="0.5", linestyle="--", linewidth=1, label="without training")
         axis.set(xlabel=study.unit, ylabel=f"{METRIC} (%)", ylim=(0, 102))
         axis.legend(frameon=False, fontsize=8)
     else:
-        for place, row in enumerate(rows):
-            metrics = row["metrics"][METRIC]
-            axis.barh(place, metrics["mean"], color=COLOURS[0], alpha=0.55, height=0.6)
-            axis.scatter(metrics["seeds"], [place] * len(metrics["seeds"]), color=COLOURS[0], s=14, zorder=3)
-            axis.text(metrics["mean"] + 3, place, f"{metrics['mean']:.1f}", va="center", fontsize=8)
+        _draw_bars(axis, rows)
         axis.axvline(base, color="0.5", linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(rows)), [row["setting"] for row in rows])
-        axis.invert_yaxis()
-        axis.set(xlabel=f"{METRIC} (%), points are seeds; dashed: without training", xlim=(0, 108))
+        axis.set(xlabel=f"{METRIC} (%), points are seeds; dashed: without training", xlim=(0, 112))
     axis.set_title(study.title, fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+
+
+def _draw_lines(axis, study, rows: Sequence[dict]) -> None:
+    for line, colour in zip(study.lines or ("",), COLOURS, strict=False):
+        own = [row for row in rows if row["setting"].startswith(line)]
+        places = [float(row["setting"].rpartition(" ")[2]) for row in own]
+        means = [row["metrics"][METRIC]["mean"] for row in own]
+        bars = {"yerr": _interval(own), "capsize": 3, "elinewidth": 1}
+        axis.errorbar(places, means, color=colour, label=line or None, **bars)
+        for place, row in zip(places, own, strict=True):
+            seeds = row["metrics"][METRIC]["seeds"]
+            axis.scatter([place] * len(seeds), seeds, color=colour, s=14, alpha=0.7)
+    if study.logarithmic:
+        axis.set_xscale("log")
+        axis.set_xticks(places, [row["setting"] for row in own])
+        axis.minorticks_off()
+
+
+def _draw_bars(axis, rows: Sequence[dict]) -> None:
+    for place, row in enumerate(rows):
+        metrics = row["metrics"][METRIC]
+        bars = {"xerr": _interval([row]), "error_kw": {"capsize": 3, "elinewidth": 1}}
+        axis.barh(place, metrics["mean"], color=COLOURS[0], alpha=0.55, height=0.6, **bars)
+        axis.scatter(metrics["seeds"], [place] * len(metrics["seeds"]), color=COLOURS[0], s=14, zorder=3)
+        end = metrics["mean"] + metrics["high"] - metrics["gain"]
+        axis.text(end + 2, place, f"{metrics['mean']:.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [row["setting"] for row in rows])
+    axis.invert_yaxis()
+
+
+def _interval(rows: Sequence[dict]) -> list[list[float]]:
+    """How far the 95 % interval of the gain over no training reaches below and above it."""
+    metrics = [row["metrics"][METRIC] for row in rows]
+    return [[one["gain"] - one["low"] for one in metrics], [one["high"] - one["gain"] for one in metrics]]
