@@ -193,11 +193,14 @@ def main(args: argparse.Namespace) -> None:
     import rtd_hf
     from rtd_hf import TEXT_CHANGES, prepare_output_dir
     from rtd_hf.files import whole_file
+    from rtd_hf.triplets import read_triplets
 
     check_diagnoses(args.only, DIAGNOSES, "--only")
     wanted = list(args.only or (name for name in DIAGNOSES if name != "triplets" or args.triplets))
     if "triplets" in wanted and not args.triplets:
         raise ValueError("`--triplets` is missing: which triplets are to be looked at?")
+    if "triplets" in wanted and args.triplets != "shapes":
+        next(read_triplets(args.triplets), None)  # a file that is missing is told of before any work
     folders = [folder_of(model, args) for model in args.model]
     if len({*folders}) < len(folders):
         raise ValueError(f"`--model` names one twice, or two whose folders are called the same: {args.model}.")

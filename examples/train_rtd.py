@@ -104,8 +104,8 @@ class ScriptArguments:
     diagnostics: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Diagnoses before, during and after the training: `discrepancy` and `perturbations` on the "
-            "benchmarks, `alignment` on the captions of `--watch_alignment` or `--preservation`."
+            "help": "Diagnoses before, during and after the training: `triplets`; `layers`; `discrepancy` and "
+            "`perturbations` on the benchmarks; `alignment` on the captions of `--watch_alignment`, `--preservation`."
         },
     )
     license: str = field(default="", metadata={"help": "Licence of the result, such as `mit`; required for the card."})
@@ -231,13 +231,13 @@ def main(script: ScriptArguments, model_args: ModelArguments, args) -> None:
     first = next(iter(evaluators.values()), None)
     rows = _spread(len(first.benchmark.queries), 8) if first else []
     best_before = first.search(5, text_encoder=frozen, rows=rows) if first else []
-    diagnoses = RunDiagnoses(script.diagnostics, [*evaluators.values()], captions, parts.retriever())
+    diagnoses = RunDiagnoses(script.diagnostics, [*evaluators.values()], captions, parts.retriever(), triplets)
     watched = []
     if script.validation_benchmark and args.eval_strategy != "no":
         held_out = BENCHMARKS[script.validation_benchmark](num_queries=100, seed=1)
         watched.append(CIREvaluator(held_out, parts.retriever()))
-        watched += diagnoses.watched(watched[0])
     if args.eval_strategy != "no":
+        watched += diagnoses.watched(*watched)
         watched += [alignment_of(text, parts.retriever()) for text in script.watch_alignment]
 
     # 4 train

@@ -107,9 +107,12 @@ _MODULES = {
     "write_cirr_submission": "submissions",
     # understanding what changed
     "Diagnosis": "diagnostics",
+    "LayerChanges": "diagnostics",
+    "ModalityGap": "diagnostics",
     "QueryPerturbations": "diagnostics",
     "TEXT_CHANGES": "diagnostics",
     "TaskDiscrepancy": "diagnostics",
+    "TripletQuality": "diagnostics",
     "layer_changes": "diagnostics",
     "modality_gap": "diagnostics",
     # saving and publishing

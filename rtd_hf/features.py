@@ -148,8 +148,9 @@ class PictureEncoder:
 
     def _own(self, get, batches: list[list[int]], *, patches: bool, strict: bool, known: "_Known | None") -> "_Rows":
         found = _Rows([], [], [], [], {})
-        number, quiet = sum(map(len, batches)), len(batches) < 4 or rank() > 0
-        with tqdm(total=number, desc="Encoding images", unit="image", leave=False, disable=quiet) as bar:
+        number = sum(map(len, batches))
+        shown = {"disable": True} if len(batches) < 4 or rank() > 0 else {}  # given, it would outdo `TQDM_DISABLE`
+        with tqdm(total=number, desc="Encoding images", unit="image", leave=False, **shown) as bar:
             for rows, digests, pixels, faults in self._read(get, batches):
                 found.faults.update(faults)
                 bar.update(len(rows) + len(faults))

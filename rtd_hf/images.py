@@ -19,9 +19,13 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # How a whole file ends. Some programs append data of their own, so a file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_TURNS = dict(
+    enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2)
+)
 
 
-def open_image(source: str | os.PathLike | bytes, *, name: str | None = None) -> "Image.Image":
+def open_image(source: str | os.PathLike | bytes, *, name: str | None = None, upright: bool = False) -> "Image.Image":
     """
     Reads a picture file to its last byte, as 8-bit RGB.
 
@@ -29,12 +33,13 @@ def open_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
 
     Every kind of picture becomes RGB as in the loaders of the CIR benchmarks: grey is tripled, CMYK is converted, and
     transparency is dropped (what lies under it shows). Of 16-bit grey the high byte counts, where Pillow alone would
-    turn all but the darkest pixels white. An EXIF orientation is **not** followed, because those loaders do not do it:
-    the pixels stay as they are stored.
+    turn all but the darkest pixels white. An EXIF orientation is **not** followed by default, because those loaders do
+    not do it: the pixels stay as they are stored (of TIFF files alone Pillow turns them itself, there as here).
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): The file, or what one holds.
         name (`str`, *optional*): What to call it in an error; the path by default.
+        upright (`bool`, *optional*, defaults to `False`): Turn it as its EXIF orientation says, as viewers show it.
 
     Returns:
         `PIL.Image.Image` in RGB; the file is closed.
@@ -56,7 +61,7 @@ def open_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
         size = file.stat().st_size
     try:
         with Image.open(file, formats=_formats()) as image:
-            return _as_rgb(image)
+            return _turned(_as_rgb(image), image) if upright else _as_rgb(image)
     except Image.DecompressionBombError as error:
         raise OSError(
             f"The picture {name} ({size} bytes) is too large to be opened safely ({error}). Scale it down, or raise "
@@ -89,6 +94,78 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as the straight way, without Pillow's warning
     return image.convert("RGB")
+
+
+def _turned(rgb: "Image.Image", image: "Image.Image") -> "Image.Image":
+    """The pixels as the orientation of the picture that they come from says."""
+    from PIL import Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except MemoryError:
+        raise
+    except Exception:  # an entry that cannot be read asks for nothing, and the pixels are whole
+        return rgb
+    if turn is None:
+        return rgb
+    turned = rgb.transpose(Image.Transpose[turn])
+    turned.info = {}  # or whoever reads the orientation in it would turn it again
+    return turned
+
+
+def as_picture(image) -> "Image.Image":
+    """
+    What a user gives as a picture, as viewers show it: 8-bit RGB, turned as its EXIF orientation says.
+
+    Args:
+        image (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The picture. Of an array the numbers must be
+            whole ones from 0 to 255, in the shape `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels, the
+            fourth of which is dropped.
+
+    Returns:
+        `PIL.Image.Image` in RGB.
+
+    Raises:
+        TypeError: it is no such thing.
+        ValueError: an array of another shape, or with other numbers.
+        OSError: it cannot be read, as for [`open_image`].
+    """
+    from PIL import Image
+
+    if isinstance(image, (str, os.PathLike)):
+        return open_image(image, upright=True)
+    if hasattr(image, "detach"):  # a tensor
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"A picture must be a path, a PIL picture or an array, got {type(image).__name__}.")
+    try:
+        return _turned(_as_rgb(image), image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise OSError(f"The picture {image!r} cannot be read ({error}).") from error
+
+
+def _of_array(array: np.ndarray) -> "Image.Image":
+    from PIL import Image
+
+    wanted = "whole numbers from 0 to 255 as (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels"
+    channels = (1, 3, 4)
+    if array.ndim == 3 and array.shape[2] not in channels and array.shape[0] in channels:
+        array = array.transpose(1, 2, 0)
+    if 0 in array.shape or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in channels):
+        raise ValueError(f"An array that is a picture must hold {wanted}, got the shape {array.shape}.")
+    whole = array.dtype.kind in "ui"
+    if not whole or array.min() < 0 or array.max() > 255:
+        found = f"{array.dtype}" + (f" from {array.min()} to {array.max()}" if whole else "")
+        raise ValueError(
+            f"An array that is a picture must hold {wanted}, got {found}. Scale it to that range, and round: nothing "
+            f"says which number is white."
+        )
+    array = np.ascontiguousarray(array, dtype=np.uint8)
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).convert("RGB")
 
 
 def image_fault(path: str | os.PathLike, *, deep: bool = False) -> str | None:

@@ -263,7 +263,7 @@ def read_pictures(folder):
     for path in sorted(folder.iterdir()):
         image_fault(path)
         open_image(path)
-        open_image(path.read_bytes(), name=str(path))
+        open_image(path.read_bytes(), name=str(path), upright=True)
 
 
 # --- benchmarks

@@ -1,6 +1,7 @@
 """`examples/app.py`: what the page shows is what the retriever finds, over HTTP; bad input; what stays closed."""
 
 import asyncio
+import base64
 import html
 import io
 import json
@@ -15,6 +16,7 @@ import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_server import APP, page_server, write_run
 from PIL import Image
@@ -230,11 +232,29 @@ def test_numbers_that_no_slider_gives_are_refused(client, values):
         ({"k": float("nan")}, "between 1 and 48"),
         ({"k": "6"}, "between 1 and 48"),
         ({"avoid": 5}, "must be a text"),
+        ({"avoid": "red \ud83d"}, "The text to avoid holds signs that are cut in half"),
     ],
 )
 def test_the_search_refuses_what_is_no_number_or_text(world, options, message):
     with pytest.raises(page_search.PageError, match=message):
         world.search(world.choose("00004.png"), "is red", **options)
+
+
+def test_a_name_and_an_orientation_that_make_no_sense(world):
+    with pytest.raises(page_search.PageError, match="There is no picture called “\\?.png”"):
+        world.choose("\ud83d.png")
+    whole = io.BytesIO()
+    scene = Image.new("RGB", (60, 40), "red")
+    scene.save(whole, "PNG", exif=b"Exif\0\0no entries at all")
+    wanted = world.after.encode_images([scene])[0]
+    found = world.upload(whole.getvalue()).features.image_embeds[0]
+    np.testing.assert_allclose(found / found.norm(), wanted, atol=1e-5)
+    whole, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    scene.save(whole, "PNG", exif=exif)
+    shown = base64.b64decode(world.upload(whole.getvalue()).shown.partition(",")[2])
+    width, height = Image.open(io.BytesIO(shown)).size
+    assert width < height  # stored lying, shown upright
 
 
 def test_the_picture_alone_needs_no_text(client, retrievers, pictures):

@@ -613,6 +613,10 @@ def test_another_family_is_refused_by_name(tmp_path):
     tiny_projection().save_pretrained(tmp_path / "projection")
     with pytest.raises(ValueError, match="There is no backbone for"):
         AutoTextModelForRTD.from_pretrained(tmp_path / "projection")
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no `config.json` that names a `model_type`.* `import_layout`"):
+        AutoTextModelForRTD.from_pretrained(tmp_path / "open_clip")
     with pytest.raises(OSError):
         AutoTextModelForRTD.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(TypeError, match="makes no object"):

@@ -9,10 +9,10 @@ import warnings
 import numpy as np
 import pytest
 from benchmark_files import FIVE, change_records, layouts, load_json, real, save_json
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rtd_hf.benchmarks import SOURCES, check_data, load_cirr
-from rtd_hf.images import ImageFolders, image_fault, open_image
+from rtd_hf.images import ImageFolders, as_picture, image_fault, open_image
 
 
 @pytest.fixture
@@ -252,6 +252,19 @@ def test_orientation_is_not_followed(tmp_path, noise):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(noise).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(pixels_of(tmp_path / "turned.png"), noise)
+
+
+def test_orientation_is_followed_where_that_is_asked_for(tmp_path, noise):
+    stored = Image.fromarray(noise)
+    for value in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        stored.save(tmp_path / "turned.png", exif=exif)
+        found = open_image(tmp_path / "turned.png", upright=True)
+        assert np.array_equal(found, ImageOps.exif_transpose(Image.open(tmp_path / "turned.png")))
+        assert np.array_equal(as_picture(found), found)  # not turned once more
+    stored.save(tmp_path / "odd.png", exif=b"Exif\0\0no entries at all")
+    assert np.array_equal(open_image(tmp_path / "odd.png", upright=True), noise)
 
 
 def test_huge_pictures_are_named(tmp_path, monkeypatch):

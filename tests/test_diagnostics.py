@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from backbone_models import gemma_tokenizer, tiny_backbone
-from helpers import tiny_text_model, tiny_tokenizer
+from helpers import tiny_text_model, tiny_tokenizer, tiny_trainer
 from world_models import random_retriever
 
 from rtd_hf.alignment import ImageAlignment
@@ -17,8 +17,11 @@ from rtd_hf.benchmarks import BENCHMARKS, CIRBenchmark, CIRQuery
 from rtd_hf.diagnostics import (
     TEXT_CHANGES,
     Diagnosis,
+    LayerChanges,
+    ModalityGap,
     QueryPerturbations,
     TaskDiscrepancy,
+    TripletQuality,
     changed_texts,
     compare_distributions,
     layer_changes,
@@ -32,6 +35,7 @@ from rtd_hf.metrics import paired_bootstrap
 from rtd_hf.models import CLIPTextModelForRTD, SiglipTextModelForRTD
 from rtd_hf.noise import draw_noise
 from rtd_hf.preservation import CaptionedImages, load_shapes_captions
+from rtd_hf.shapes.edits import sample_triplet
 
 
 def moved(model, amount=0.3):
@@ -229,6 +233,22 @@ class TestGap:
         assert found.metrics["best_gaussian_separability"] == best["separability"]
         json.dumps(found.as_dict(), allow_nan=False)
 
+    def test_while_a_projection_is_trained(self):
+        data, retriever = load_shapes_captions(num_images=20), random_retriever()
+        watched = ModalityGap(data, retriever, kinds=["gaussian"], scales=[0.5])
+        before = watched()
+        plain = modality_gap(data, retriever, kinds=["gaussian"], scales=[0.5]).metrics
+        assert before == {f"shapes_captions_gap_{name}": value for name, value in plain.items()}
+        retriever.projection.train()
+        with torch.no_grad():
+            for weight in retriever.projection.parameters():
+                weight += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        after = watched(retriever.text_encoder)
+        assert retriever.projection.training and after.keys() == before.keys()
+        plain = modality_gap(data, retriever, kinds=["gaussian"], scales=[0.5]).metrics
+        assert after == {f"shapes_captions_gap_{name}": value for name, value in plain.items()}
+        assert abs(after["shapes_captions_gap_without_frechet"] - before["shapes_captions_gap_without_frechet"]) > 1e-3
+
     def test_one_word_is_the_mean_of_those_used(self):
         from rtd_hf.diagnostics.gap import _mean_word
 
@@ -301,6 +321,30 @@ class TestLayers:
         assert [row["layer"] for row in found.series["states"]] == [-1, 0, 1]
         other = layer_changes(model, moved(model), texts=texts, tokenizer=tokenizer)
         assert other.series["states"][-1]["cosine"] < 0.999 and other.metrics["cka_last"] < 0.999
+
+    def test_while_an_encoder_is_trained(self, tmp_path):
+        texts, found = ["a red dog", "a blue car", "two trees"], {}
+        frozen = tiny_text_model(CLIPTextModelForRTD)
+        trainer = tiny_trainer(
+            tmp_path, max_steps=3, eval_rows=4, eval_strategy="steps", eval_steps=3, save_strategy="no"
+        )
+        trainer.evaluators = (LayerChanges(trainer.model, texts=texts, tokenizer=tiny_tokenizer()),)
+        assert [value for name, value in trainer.evaluators[0](frozen).items() if "change" in name].count(0.0) == 5
+        trainer.train()
+        for entry in trainer.state.log_history:
+            found |= {name: value for name, value in entry.items() if name.startswith("eval_layers_")}
+        plain = layer_changes(frozen, trainer.trained_encoder(), texts=texts, tokenizer=tiny_tokenizer())
+        assert {name: found[f"eval_layers_{name}"] for name in plain.metrics} == pytest.approx(plain.metrics, rel=1e-5)
+        assert found["eval_layers_relative_change"] > 1e-3
+        places = {-1: "first", 0: "0", 1: "1", 2: "last"}
+        weights = dict(frozen.named_parameters())
+        for layer, change in plain.series["whole"]:
+            assert found[f"eval_layers_{places[layer]}_change"] == pytest.approx(change, rel=1e-5)
+        own = [name for name in weights if ".layers.1." in name]
+        trained = trainer.trained_encoder()
+        moved_by = sum((trained.get_parameter(name) - weights[name]).square().sum() for name in own)
+        share = (moved_by / sum(weights[name].square().sum() for name in own)).sqrt().item()
+        assert found["eval_layers_1_change"] == pytest.approx(share, rel=1e-4)
 
     def test_cka(self):
         generator = torch.Generator().manual_seed(0)
@@ -495,6 +539,56 @@ class TestPerturbations:
         scored.benchmark = dataclasses.replace(scored.benchmark, **options)
         with pytest.raises(ValueError, match="targets"):
             QueryPerturbations(scored)
+
+
+# ----------------------------------------------------------------------------------------------------------- triplets
+class TestTriplets:
+    def rows(self, number=9):
+        rng = random.Random(0)
+        return [sample_triplet(rng) for _ in range(number)]
+
+    def test_formula(self):
+        retriever, rows = random_retriever(), self.rows()
+        other = moved(retriever.text_encoder)
+        watched = TripletQuality(rows, retriever)
+        for encoder in (None, other):
+            reference, told, target = (
+                retriever.encode_texts([row[f"{name}_caption"] for row in rows], text_encoder=encoder)
+                for name in ("reference", "conditioning", "target")
+            )
+            way = torch.nn.functional.normalize(target - reference, dim=-1)
+            found = watched(encoder)
+            assert found["triplets_moved_as_told"] == pytest.approx((way * told).sum(1).mean().item(), abs=1e-5)
+            assert found["triplets_reference_target"] == pytest.approx(
+                (reference * target).sum(1).mean().item(), abs=1e-5
+            )
+        first, then = watched.measure(), watched.measure(other)
+        assert first.metrics != then.metrics
+        change = then.change_from(first)["triplets_moved_as_told"]
+        assert change["change"] == pytest.approx(
+            then.metrics["triplets_moved_as_told"] - first.metrics["triplets_moved_as_told"]
+        )
+        assert all(sum(counts) == len(rows) for counts in then.series["counts"].values())
+        json.dumps(then.as_dict(), allow_nan=False)
+
+    def test_a_draw_and_other_names_of_columns(self):
+        from datasets import Dataset
+
+        retriever, rows = random_retriever(), self.rows(30)
+        drawn = TripletQuality(rows, retriever, number=7)
+        places = [next(at for at, row in enumerate(rows) if row.items() >= one.items()) for one in drawn.rows]
+        assert len(places) == 7 and places == sorted(set(places)) != list(range(7))
+        assert TripletQuality(rows, retriever, number=7, seed=1).rows != drawn.rows
+        aliases = {"reference_caption": "input", "conditioning_caption": "edit", "target_caption": "output"}
+        dataset = Dataset.from_list(rows).rename_columns(aliases)
+        assert TripletQuality(dataset, retriever, number=7).rows == drawn.rows
+
+    def test_bad_input(self):
+        retriever = random_retriever()
+        with pytest.raises(ValueError, match="`triplets` not empty"):
+            TripletQuality([], retriever)
+        with pytest.raises(ValueError, match=r"1 of 9 rows do not, first row 4"):
+            TripletQuality([*self.rows(4), self.rows(1)[0] | {"target_caption": None}, *self.rows(4)], retriever)
 
 
 # ---------------------------------------------------------------------------------------------------------- alignment

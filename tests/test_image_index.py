@@ -138,6 +138,11 @@ def test_what_is_half_written_is_no_index(embeddings, tmp_path, monkeypatch):
         ImageIndex.load(tmp_path)
 
 
+def _told(folder, **changes):
+    about = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(about | changes))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,6 +151,7 @@ def test_what_is_half_written_is_no_index(embeddings, tmp_path, monkeypatch):
         (lambda folder: (folder / "ids.json").write_text("[" * 100_000), "damaged"),
         (lambda folder: (folder / "index.json").write_text("[1]"), "must hold a dict"),
         (lambda folder: (folder / "index.json").write_text('{"format": "x"}'), "no index of this version"),
+        (lambda folder: _told(folder, encoder=["clip"]), r"damaged: `encoder` is \['clip'\]"),
         (lambda folder: (folder / "embeddings.npy").write_bytes(b"\x93NUMPY"), "damaged"),
         (lambda folder: (folder / "embeddings.npy").unlink(), "missing"),
         (lambda folder: np.save(folder / "embeddings.npy", np.array([object()]), allow_pickle=True), "damaged"),

@@ -305,7 +305,7 @@ def test_of_a_training(tmp_path, monkeypatch):
     ).split()
     for name, load in dict(BENCHMARKS).items():
         monkeypatch.setitem(BENCHMARKS, name, lambda root=None, load=load, **more: load(**{"num_queries": 12, **more}))
-    names = ("discrepancy", "perturbations", "alignment")
+    names = ("discrepancy", "perturbations", "alignment", "triplets", "layers")
     run(
         "train_rtd.py", *short, "--diagnostics", *names, "--output_dir", str(tmp_path / "run"), monkeypatch=monkeypatch
     )
@@ -315,6 +315,10 @@ def test_of_a_training(tmp_path, monkeypatch):
     assert found["before"]["discrepancy"] != found["after"]["discrepancy"]
     assert found["before"]["alignment"]["shapes_captions_caption_similarity"] == pytest.approx(1)
     logged = metrics["curve"]["evaluation"]
+    assert (
+        found["before"]["layers"]["layers_relative_change"] == 0 < found["after"]["layers"]["layers_relative_change"]
+    )
+    assert len(logged["eval_layers_0_change"]) == len(logged["eval_triplets_moved_as_told"]) >= 2
     assert "eval_shapes_query_to_caption" in logged and "eval_shapes_typos_loss" in logged
     assert not [key for key in logged if key.endswith("recall@10") and "typos" in key]
     run("diagnose.py", "--model", str(tmp_path / "run"), "--benchmark", "shapes_many,num_queries=6", "--captions",

@@ -24,6 +24,7 @@ from world_models import random_clip, random_projection, save_random_clip, world
 from rtd_hf import (
     CIREncoder,
     CLIPTextModelForRTD,
+    ComposedImageRetriever,
     ImageToWordProjection,
     RTDTrainingArguments,
     SiglipTextModelForRTD,
@@ -280,6 +281,15 @@ def test_repository_of_a_siglip_encoder(tmp_path):
     queries = retriever.encode_queries(retriever.embed_references(images), ["is red", "is blue"])
     assert queries.shape == (2, 24) and (queries[0] - queries[1]).abs().max() > 1e-3
 
+    searching = ComposedImageRetriever.from_pretrained(folder, base_model=tmp_path / "siglip")
+    searching.index(expected, ids=["first", "second"])  # that its own image tower has made
+    found = searching.search(images, ["is red", "is blue"], 2, exclude_reference=False)
+    scores = (queries @ expected.T).sort(descending=True)
+    torch.testing.assert_close(torch.tensor([[hit.score for hit in hits] for hits in found]), scores.values)
+    assert [[hit.id for hit in hits] for hits in found] == [
+        [["first", "second"][row] for row in rows] for rows in scores.indices.tolist()
+    ]
+
 
 OLD_READER = """
 import json, sys
@@ -423,8 +433,12 @@ def test_base_that_nobody_named_is_asked_for(clip, tmp_path):
     with pytest.raises(ValueError, match=r"does not say which model it was trained from.*as `base_model`"):
         load_cir_encoder(folder)
     assert 'base_model="path/to/the/clip/it/started/from"' in (folder / "README.md").read_text()
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="There is no folder `.*nowhere`, and it can be no Hub id"):
         load_cir_encoder(tmp_path / "nowhere", base_model=clip)
+    with pytest.raises(
+        FileNotFoundError, match=r"is no repository .* no `projection/config\.json`.* make a `CIREncoder`"
+    ):
+        load_cir_encoder(clip)
 
 
 def test_code_in_the_card_runs(tmp_path, monkeypatch, capsys):

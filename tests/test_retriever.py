@@ -111,7 +111,12 @@ def test_references_that_were_embedded_before_stand_for_pictures(retriever, monk
     wanted = retriever.encode_queries([pictures[0], pictures[1], [pictures[1], pictures[0]]], texts, text_weight=0.4)
     embedded = []
     embed = retriever.encoder.embed_references
-    monkeypatch.setattr(retriever.encoder, "embed_references", lambda images: embedded.extend(images) or embed(images))
+
+    def counted(images, *, number):
+        embedded.extend(images(place) for place in range(number))
+        return embed(images, number=number)
+
+    monkeypatch.setattr(retriever.encoder, "embed_references", counted)
     mixed = [features[[0]], pictures[1], [pictures[1], features[[0]]]]
     np.testing.assert_allclose(retriever.encode_queries(mixed, texts, text_weight=0.4), wanted, atol=1e-6)
     assert embedded == [pictures[1]]  # once, although it comes twice
@@ -316,16 +321,23 @@ def test_the_effect_of_a_word_is_the_score_it_brings(retriever):
 @pytest.mark.parametrize(
     ("image", "text", "options", "error", "message"),
     [
-        (0, "", {}, ValueError, "Text 0 is empty"),
-        (0, "  \n", {}, ValueError, "Text 0 is empty"),
+        (0, "", {}, ValueError, "`texts` holds an empty text"),
+        (0, "  \n", {}, ValueError, "`texts` holds an empty text"),
+        (0, "red \ud83d", {}, ValueError, "`texts` holds a text at place 0 that is no Unicode"),
         (0, 5, {}, TypeError, "`text` must be a text"),
         ([], "red", {}, ValueError, "list is empty"),
         ([0, 0], ["red"], {}, ValueError, "one for each of 2 references"),
+        (0, ["red"], {}, TypeError, r"`images` must be a list of pictures, got Image"),
+        ("missing.png", ["red"], {}, TypeError, r"`images` must be a list of pictures, got str"),
+        (None, "red", {}, TypeError, "`images` holds no picture at place 0: .* got NoneType"),
         ("missing.png", "red", {}, OSError, "missing.png"),
         (0, "red", {"k": 0}, ValueError, "`k` must be"),
         (0, "red", {"k": 2.5}, ValueError, "`k` must be"),
-        (0, "red", {"text_weight": 1.5}, ValueError, "`text_weight` must lie"),
-        (0, "red", {"avoid": "x", "avoid_weight": -1}, ValueError, "`avoid_weight` must lie"),
+        (0, "red", {"text_weight": 1.5}, ValueError, "`text_weight` must be a number between"),
+        (0, "red", {"text_weight": "0.5"}, ValueError, "`text_weight` must be a number between"),
+        (0, "red", {"avoid": "x", "avoid_weight": -1}, ValueError, "`avoid_weight` must be a number"),
+        (0, "red", {"avoid": " "}, ValueError, "`avoid` holds an empty text"),
+        (0, "red", {"exclude": "01.png"}, TypeError, "`exclude` must be a list of ids, got the one id '01.png'"),
         ([0, 0], ["red", "blue"], {"avoid": ["x"]}, ValueError, "`avoid` must hold"),
     ],
 )
@@ -345,7 +357,7 @@ def test_files_that_are_no_pictures_are_named(retriever, tmp_path):
         retriever.search(tmp_path / "huge.png", "red")
     with pytest.raises(OSError, match=r"text\.png"):
         retriever.search(tmp_path / "text.png", "red")
-    with pytest.raises(OSError, match="3 of 4 pictures") as told:
+    with pytest.raises(OSError, match=r"(?s)3 of 4 pictures.*leave them out knowingly: `strict=False`") as told:
         retriever.index(tmp_path)
     assert all(name in str(told.value) for name in ("text.png", "huge.png", "cut.png"))
     assert retriever.index(tmp_path, strict=False).ids == ["whole.png"]
@@ -365,6 +377,81 @@ def test_folders_without_pictures_and_links_that_leave_are_refused(retriever, fo
         retriever.index(tmp_path)
     assert len(retriever.index(tmp_path, follow_links=True)) == 2
     assert len(retriever.gallery) == 2
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert retriever.index(tmp_path, follow_links=True).ids == ["inside.png", "link.png"]
+
+
+def test_sources_that_cannot_be_indexed_are_named(retriever, folder):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"picture": [str(folder / name_of(1)), None], "key": [1, 2]})
+    for source in (None, 5, [folder / name_of(1)], rows.to_iterable_dataset(), DatasetDict(train=rows)):
+        with pytest.raises(TypeError, match=f"`source` must be a folder.* got {type(source).__name__}"):
+            retriever.index(source)
+    with pytest.raises(OSError, match=r"1 of 2 pictures cannot be read:\s+1: A picture must be .* got NoneType"):
+        retriever.index(rows, image_column="picture")
+    for change in (retriever.gallery.remove, retriever.gallery.positions, retriever.add):
+        with pytest.raises(TypeError, match="must be a list of ids, got the one id '01.png'"):
+            change("01.png")
+
+
+# ---------------------------------------------------------------------------------------------- what counts as picture
+def test_pictures_are_turned_as_viewers_show_them(retriever, tmp_path):
+    upright, exif = scene_picture(3), Image.Exif()
+    exif[0x0112] = 6  # a phone held upright: stored lying, and to be turned
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    scene_picture(4).save(tmp_path / "other.png")
+    (wanted,) = retriever.encode_images([upright])
+    phone = tmp_path / "phone.png"
+    retriever.index(tmp_path)
+    for found in (
+        retriever.encode_images([phone])[0],
+        retriever.encode_images([Image.open(phone)])[0],
+        retriever.embed_references([phone]).image_embeds[0].numpy(),
+        retriever.gallery.embeddings[retriever.gallery.ids.index("phone.png")],
+    ):
+        np.testing.assert_allclose(unit(found), wanted, atol=1e-5)
+    assert retriever.search(upright, "is red", 2) == retriever.search(upright, "is red", 2, exclude=["phone.png"])
+    stored = retriever.encoder.encode_images([phone])[0].numpy()
+    assert np.abs(stored - wanted).max() > 1e-2  # or there was nothing to turn
+
+
+def test_arrays_and_tensors_are_pictures(retriever):
+    image = scene_picture(5)
+    pixels = np.asarray(image)
+    wanted = retriever.encode_images([image, image.convert("L")])
+    sixteen = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    alpha = np.full((*pixels.shape[:2], 1), 7, np.uint8)
+    same = [
+        pixels,
+        pixels.astype(np.int64),
+        pixels.transpose(2, 0, 1),
+        torch.from_numpy(pixels.copy()),
+        torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+        np.concatenate([pixels, alpha], 2),
+    ]
+    grey = [np.asarray(image.convert("L")), np.asarray(image.convert("L"))[..., None], sixteen]
+    found = retriever.encode_images(same + grey)
+    np.testing.assert_allclose(found, wanted[[0] * len(same) + [1] * len(grey)], atol=1e-5)
+    for wrong, told in (
+        (pixels / 255, "got float64"),
+        (pixels.astype(np.int32) * 2, "int32 from .* to"),
+        (pixels > 9, "got bool"),
+        (pixels[..., :2], r"the shape \(48, 48, 2\)"),
+        (pixels[:0], r"the shape \(0, 48, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=f"`images` holds no picture at place 1: .*{told}"):
+            retriever.encode_images([pixels, wrong])
+    for wrong in (None, 5, b"png"):
+        with pytest.raises(TypeError, match=f"at place 0: .* got {type(wrong).__name__}"):
+            retriever.encode_images([wrong])
+    for wrong in (image, pixels, "a.png", retriever.embed_references([image])):
+        with pytest.raises(TypeError, match="`images` must be a list of pictures"):
+            retriever.encode_images(wrong)
+    with pytest.raises(OSError, match="of mode F, of which none is said to be white"):
+        retriever.encode_images([image.convert("F")])
+    with pytest.raises(TypeError, match="`texts` must be a list of texts"):
+        retriever.encode_texts("a star")
 
 
 def test_nothing_to_search_in(folder):

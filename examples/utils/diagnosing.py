@@ -1,11 +1,11 @@
 """The diagnoses of an encoder: before the training and after it, as figures to write down and as tables to read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 DIAGNOSES = ("discrepancy", "alignment", "gap", "triplets", "perturbations", "layers")
-IN_TRAINING = ("discrepancy", "perturbations", "alignment")
+IN_TRAINING = ("discrepancy", "perturbations", "alignment", "triplets", "layers")
 _COSINES = {
     "query_to_caption": "composed query and target caption",
     "query_to_caption_margin": "  more than other captions",
@@ -64,12 +64,13 @@ class RunDiagnoses:
         evaluators (`Sequence[CIREvaluator]`): Over the benchmarks that are measured before and after.
         captions (`Sequence[str]`): What `alignment` is measured on, as `--watch_alignment` takes it.
         retriever (`CIREncoder`): Its text encoder not trained yet.
+        triplets (`datasets.Dataset`): Those of the training.
 
     Raises:
         ValueError: As [`~RunDiagnoses.check`], or a benchmark lacks what is measured.
     """
 
-    def __init__(self, names: Sequence[str], evaluators: Sequence, captions: Sequence[str], retriever):
+    def __init__(self, names: Sequence[str], evaluators: Sequence, captions: Sequence[str], retriever, triplets):
         self.check(names, evaluators, captions)
         from .specs import alignment_of
 
@@ -77,7 +78,9 @@ class RunDiagnoses:
         self._measures = [(name, made) for each in evaluators for name, made in self._of(each)]
         if "alignment" in names:
             self._measures += [("alignment", alignment_of(text, retriever)) for text in captions]
-        self._before = self._measured(None)
+        self._of_encoder = list(self._without_pictures(retriever, triplets))
+        self._measures += self._of_encoder
+        self._before = self._measured(retriever.text_encoder)
 
     @staticmethod
     def check(names: Sequence[str], benchmarks: Sequence, captions: Sequence[str]) -> None:
@@ -98,8 +101,20 @@ class RunDiagnoses:
         kinds = {"discrepancy": TaskDiscrepancy, "perturbations": QueryPerturbations}
         return [(name, kind(evaluator)) for name, kind in kinds.items() if name in self.names]
 
-    def watched(self, evaluator) -> list[Callable]:
-        """Evaluators for the trainer, on a benchmark of its own; the alignment is watched by `--watch_alignment`.
+    def _without_pictures(self, retriever, triplets) -> Iterator[tuple[str, Any]]:
+        from rtd_hf import LayerChanges, TripletQuality
+
+        if not {"triplets", "layers"} & {*self.names}:
+            return
+        quality = TripletQuality(triplets, retriever)
+        if "triplets" in self.names:
+            yield "triplets", quality
+        if "layers" in self.names:
+            texts = [row["target_caption"] for row in quality.rows]
+            yield "layers", LayerChanges(retriever.text_encoder, texts=texts, tokenizer=retriever.tokenizer)
+
+    def watched(self, *evaluators) -> list[Callable]:
+        """Evaluators for the trainer, on benchmarks of its own; the alignment is watched by `--watch_alignment`.
 
         The recalls after each change of texts are left out, which would be as many curves beside the true one.
         """
@@ -107,7 +122,8 @@ class RunDiagnoses:
         def quietly(made) -> Callable:
             return lambda encoder: {key: value for key, value in made(encoder).items() if "_recall@" not in key}
 
-        return [quietly(made) for _, made in self._of(evaluator)]
+        made = [one for evaluator in evaluators for _, one in self._of(evaluator)]
+        return [quietly(one) for one in made] + [one for _, one in self._of_encoder]
 
     def _measured(self, encoder) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}

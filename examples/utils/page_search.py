@@ -163,9 +163,9 @@ class PageSearch:
         from rtd_hf.search.galleries import picture_path
 
         if name not in self._known:
-            raise PageError(f"There is no picture called “{name[:80]}”. Names are as “{self.ids[0]}”.")
+            raise PageError(f"There is no picture called “{_sound(name[:80])}”. Names are as “{self.ids[0]}”.")
         try:
-            return open_image(picture_path(self.after.folder, name), name=name)
+            return open_image(picture_path(self.after.folder, name), name=name, upright=True)
         except (OSError, ValueError) as error:
             raise PageError(f"The picture “{name}” can no longer be read. Choose another one.") from error
 
@@ -190,13 +190,11 @@ class PageSearch:
         Raises:
             PageError: It is no picture, or too large.
         """
-        from PIL import ImageOps
-
         from rtd_hf.images import open_image
 
         check_upload(content)
         try:
-            picture = ImageOps.exif_transpose(open_image(content, name="you sent"))
+            picture = open_image(content, name="you sent", upright=True)
         except OSError as error:
             raise PageError("This picture is damaged or cut short. Try another one, or save it anew.") from error
         return self._reference(picture, _address(_small(picture)), "your picture")
@@ -310,7 +308,14 @@ def _checked_text(text: Any, name: str) -> str:
         raise PageError(f"The {name} must be a text.")
     if len(text) > MAX_TEXT:
         raise PageError(f"The {name} has {len(text):,} characters. Say it in at most {MAX_TEXT}.")
+    if text != _sound(text):
+        raise PageError(f"The {name} holds signs that are cut in half. Type it anew.")
     return " ".join(text.replace("\0", " ").split())
+
+
+def _sound(text: str) -> str:
+    """A text without halves of surrogate pairs, which can be neither encoded nor sent."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _since(started: float) -> float:

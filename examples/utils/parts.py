@@ -71,6 +71,7 @@ def load_triplets(source: str, number: int | None, seed: int):
     from datasets import Dataset, load_dataset
 
     from rtd_hf.data_files import room_for_cache
+    from rtd_hf.parsing import check_nesting
     from rtd_hf.training_rows import read_table
 
     if source == "shapes":
@@ -81,6 +82,8 @@ def load_triplets(source: str, number: int | None, seed: int):
     suffix = Path(source).suffix.lower().lstrip(".")
     formats = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
     if suffix not in formats:
+        if Path(source).is_dir():
+            check_nesting(Path(source))
         with room_for_cache():
             dataset = load_dataset(source, split="train")
     elif Path(source).is_file():

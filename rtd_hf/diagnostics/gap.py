@@ -60,32 +60,78 @@ def modality_gap(
     Raises:
         ValueError: There are fewer than 20 pictures, no scale, or the projection cannot be shown texts.
     """
-    if not scales or not kinds:
-        raise ValueError(f"`kinds` and `scales` must not be empty, got {list(kinds)} and {list(scales)}.")
-    if len(data.images) < 20:
-        raise ValueError(f"`data` must hold 20 pictures at least to compare distributions, got {len(data.images)}.")
-    features = retriever.embed_references(lambda row: data.load_image(data.images[row]), number=len(data.images))
-    captions = [texts[0] for texts in data.captions]
-    texts = retriever.embed_texts(captions)
-    contexts = retriever.embed_contexts(captions) if retriever.projection.needs_context else None
-    of_pictures = _mean_word(retriever.project(features, contexts))
-    rows = []
-    for kind, scale in [("none", 0.0), *((kind, scale) for kind in kinds for scale in scales)]:
-        noise = draw_noise(tuple(texts.shape), kind=kind, scale=scale, generator=torch.Generator().manual_seed(seed))
-        noisy = texts + noise
-        of_texts = _mean_word(retriever.project_texts(noisy, contexts))
-        inputs = compare_distributions(features.image_embeds, noisy)
-        inputs.pop("norm_ratio")
-        figures = compare_distributions(of_pictures, of_texts)
-        rows.append({"kind": kind, "scale": scale, **figures, **{f"input_{n}": v for n, v in inputs.items()}})
-    metrics = {f"without_{name}": rows[0][name] for name in ("separability", "frechet", "pair_cosine", "norm_ratio")}
-    for kind in kinds:
-        best = min((row for row in rows if row["kind"] == kind), key=lambda row: row["frechet"])
-        metrics[f"best_scale_{kind}"] = best["scale"]
-        metrics |= {f"best_{kind}_{name}": best[name] for name in ("separability", "frechet", "pair_cosine")}
-        hardest = min((row for row in rows if row["kind"] == kind), key=lambda row: abs(row["separability"] - 0.5))
-        metrics |= {f"hardest_scale_{kind}": hardest["scale"], f"hardest_{kind}_separability": hardest["separability"]}
-    return Diagnosis("modality_gap", metrics, {"rows": rows, "pictures": len(data.images)})
+    return ModalityGap(data, retriever, kinds=kinds, scales=scales, seed=seed).measure()
+
+
+class ModalityGap:
+    """
+    A callable `() -> {metric: value}`, such as an evaluator of [`ProjectionTrainer`]: [`modality_gap`] while a
+    projection is trained. `NAME_gap_...` are its metrics, with the name of the data.
+
+    RTD's training changes neither the projection nor what is shown to it, so that this gap stays as it is there.
+
+    Args:
+        data, retriever, kinds, scales, seed: As for [`modality_gap`]. Pictures and captions are embedded now, and the
+            projection is that of `retriever` each time.
+
+    Raises:
+        ValueError: As [`modality_gap`].
+    """
+
+    def __init__(
+        self,
+        data: CaptionedImages,
+        retriever: CIREncoder,
+        *,
+        kinds: Sequence[str] = KINDS,
+        scales: Sequence[float] = SCALES,
+        seed: int = 0,
+    ):
+        if not scales or not kinds:
+            raise ValueError(f"`kinds` and `scales` must not be empty, got {list(kinds)} and {list(scales)}.")
+        number = len(data.images)
+        if number < 20:
+            raise ValueError(f"`data` must hold 20 pictures at least to compare distributions, got {number}.")
+        self.name, self.retriever, self.seed = data.name, retriever, seed
+        self.kinds, self.scales = tuple(kinds), tuple(scales)
+        self._features = retriever.embed_references(lambda row: data.load_image(data.images[row]), number=number)
+        captions = [texts[0] for texts in data.captions]
+        self._texts = retriever.embed_texts(captions)
+        self._contexts = retriever.embed_contexts(captions) if retriever.projection.needs_context else None
+
+    def __call__(self, model=None) -> dict[str, float]:
+        """The metrics; what a trainer hands over plays no part."""
+        return {f"{self.name}_gap_{name}": value for name, value in self.measure().metrics.items()}
+
+    def measure(self) -> Diagnosis:
+        """
+        [`modality_gap`] of the projection as it is now.
+
+        Returns:
+            [`Diagnosis`]
+        """
+        images, texts = self._features.image_embeds, self._texts
+        of_pictures = _mean_word(self.retriever.project(self._features, self._contexts))
+        rows = []
+        for kind, scale in [("none", 0.0), *((kind, scale) for kind in self.kinds for scale in self.scales)]:
+            generator = torch.Generator().manual_seed(self.seed)
+            noisy = texts + draw_noise(tuple(texts.shape), kind=kind, scale=scale, generator=generator)
+            of_texts = _mean_word(self.retriever.project_texts(noisy, self._contexts))
+            inputs = compare_distributions(images, noisy)
+            inputs.pop("norm_ratio")
+            figures = compare_distributions(of_pictures, of_texts)
+            rows.append({"kind": kind, "scale": scale, **figures, **{f"input_{n}": v for n, v in inputs.items()}})
+        without = ("separability", "frechet", "pair_cosine", "norm_ratio")
+        metrics = {f"without_{name}": rows[0][name] for name in without}
+        for kind in self.kinds:
+            of_kind = [row for row in rows if row["kind"] == kind]
+            best = min(of_kind, key=lambda row: row["frechet"])
+            metrics[f"best_scale_{kind}"] = best["scale"]
+            metrics |= {f"best_{kind}_{name}": best[name] for name in ("separability", "frechet", "pair_cosine")}
+            hardest = min(of_kind, key=lambda row: abs(row["separability"] - 0.5))
+            metrics[f"hardest_scale_{kind}"] = hardest["scale"]
+            metrics[f"hardest_{kind}_separability"] = hardest["separability"]
+        return Diagnosis("modality_gap", metrics, {"rows": rows, "pictures": len(images)})
 
 
 def compare_distributions(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:

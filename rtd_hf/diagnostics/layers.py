@@ -19,6 +19,7 @@ def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None)
 
     - `series["weights"]`: for each layer and kind of weights (`attention`, `mlp`, `norms`), the embeddings and the
       text projection, the relative change \\(|W - W_0| / |W_0|\\) (Frobenius norms over all tensors of the kind);
+      `series["whole"]`: the same of all weights of each layer;
     - `series["states"]`, with `texts`: for each layer the linear CKA (Kornblith et al., ICML 2019) of a text's mean
       state under both encoders, 1 where one is a rotation of the other, and their mean cosine.
 
@@ -35,8 +36,7 @@ def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None)
     Raises:
         ValueError: The encoders have different weights, some are not finite, or `texts` come without a `tokenizer`.
     """
-    if texts and tokenizer is None:
-        raise ValueError("`tokenizer` is missing: `texts` have to be made into tokens.")
+    _check_tokenizer(texts, tokenizer)
     if hasattr(trained, "merge_and_unload"):
         trained = copy.deepcopy(trained).merge_and_unload()
     layers = frozen.config.num_hidden_layers
@@ -47,11 +47,62 @@ def layer_changes(frozen, trained, *, texts: Sequence[str] = (), tokenizer=None)
         whole[layer] = whole.get(layer, 0) + squares
     most = max(whole, key=lambda layer: _share(whole[layer]))
     metrics = {"relative_change": _share(sum(moved.values())), "most_changed_layer": float(most)}
-    series: dict = {"weights": rows, "layers": layers}
+    series: dict = {"weights": rows, "layers": layers, "whole": [[at, _share(whole[at])] for at in sorted(whole)]}
     if texts:
         series["states"] = _state_changes(frozen, trained, list(texts), tokenizer)
         metrics["cka_last"] = series["states"][-1]["cka"]
     return Diagnosis("layer_changes", metrics, series)
+
+
+class LayerChanges:
+    """
+    A callable `(text_encoder) -> {metric: value}`, such as an evaluator of [`RTDTrainer`]: [`layer_changes`] while the
+    training goes on.
+
+    - `layers_relative_change`, `layers_most_changed_layer`, and with `texts` `layers_cka_last`, as there;
+    - `layers_N_change`: the relative change of all weights of layer N, from 0; `layers_first_change` and
+      `layers_last_change` of what comes before and after the layers.
+
+    Args:
+        frozen ([`CLIPTextModelForRTD`] or that of another backbone): The encoder before the training. A copy of it is
+            kept, because a training changes the weights in place.
+        texts (`Sequence[str]`, *optional*): To compare states on; some hundreds.
+        tokenizer (*optional*): For `texts`.
+
+    Raises:
+        ValueError: `texts` come without a `tokenizer`.
+    """
+
+    def __init__(self, frozen, *, texts: Sequence[str] = (), tokenizer=None):
+        _check_tokenizer(texts, tokenizer)
+        self._frozen = copy.deepcopy(frozen).eval().requires_grad_(False)
+        self._texts, self._tokenizer = list(texts), tokenizer
+
+    def __call__(self, text_encoder) -> dict[str, float]:
+        """The metrics of an encoder."""
+        found = self.measure(text_encoder)
+        metrics = {f"layers_{name}": value for name, value in found.metrics.items()}
+        names = {-1: "first", found.series["layers"]: "last"}
+        for layer, change in found.series["whole"]:
+            metrics[f"layers_{names.get(layer, layer)}_change"] = change
+        return metrics
+
+    def measure(self, text_encoder) -> Diagnosis:
+        """
+        [`layer_changes`] of an encoder.
+
+        Args:
+            text_encoder: The encoder in training, or adapters around it.
+
+        Returns:
+            [`Diagnosis`]
+        """
+        return layer_changes(self._frozen, text_encoder, texts=self._texts, tokenizer=self._tokenizer)
+
+
+def _check_tokenizer(texts: Sequence[str], tokenizer) -> None:
+    if texts and tokenizer is None:
+        raise ValueError("`tokenizer` is missing: `texts` have to be made into tokens.")
 
 
 def _moved(frozen, trained, layers: int) -> dict[tuple[int, str], torch.Tensor]:

@@ -283,6 +283,7 @@ def load_cir_encoder(
     from ..retrieval import CIREncoder
 
     repository = os.fspath(repository)
+    _check_is_repository(repository)
     access = {"revision": revision, "token": token}
     with quiet_transformers():
         projection = ImageToWordProjection.from_pretrained(repository, subfolder=PROJECTION_FOLDER, **access)
@@ -305,6 +306,24 @@ def load_cir_encoder(
             context_encoder=context_encoder and context_encoder.to(device),
             **options,
         )
+
+
+def _check_is_repository(repository: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    folder = Path(repository)
+    if folder.is_dir() and not (folder / PROJECTION_FOLDER / "config.json").is_file():
+        raise FileNotFoundError(
+            f"`{repository}` is no repository of a trained encoder: there is no `{PROJECTION_FOLDER}/config.json`. "
+            f"Give the folder that `write_repository` or `examples/train_rtd.py` wrote; of a text encoder and a "
+            f"projection that lie apart make a `CIREncoder`."
+        )
+    if folder.exists():
+        return
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"There is no folder `{repository}`, and it can be no Hub id either.") from error
 
 
 def _base_of(repository: str, config, base_model: str | os.PathLike | None) -> str:

@@ -60,6 +60,12 @@ class AutoTextModelForRTD:
         """
         name = os.fspath(pretrained_model_name_or_path)
         model_type = read_config(name, **kwargs).get("model_type")
+        if model_type is None:
+            raise ValueError(
+                f"There is no backbone for `{name}`: it has no `config.json` that names a `model_type`, as all have "
+                f"that transformers wrote. Files of open_clip or OpenAI's `clip` are read by `import_layout`, or by "
+                f"`examples/convert_encoder.py`."
+            )
         if model_type not in BACKBONES:
             raise ValueError(
                 f"There is no backbone for `{name}`, whose `model_type` is {model_type!r}; there are ones for "

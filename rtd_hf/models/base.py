@@ -80,10 +80,11 @@ class PseudoWordMixin(StockCheckpointMixin):
         rows = self.get_input_embeddings().weight.shape[0]
         largest = max(tokenizer.get_vocab().values())
         if largest >= rows:
+            came = f" This one came from `{tokenizer.name_or_path}`." if tokenizer.name_or_path else ""
             raise ValueError(
                 f"`tokenizer` has token ids up to {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but this "
                 f"{type(self).__name__} has {rows} token embeddings. Use the tokenizer that was published with the "
-                f"text encoder, without added tokens."
+                f"text encoder, without added tokens.{came}"
             )
 
     @property

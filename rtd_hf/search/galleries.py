@@ -1,9 +1,15 @@
 """Where the pictures of an index come from: a folder, or a data set; by id, and never from outside of the folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..images import as_picture
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,6 +29,28 @@ class Gallery(NamedTuple):
     ids: list[str]
     load: Callable[[str], Any]
     name: str
+
+    def picture(self, name: str) -> "Image.Image":
+        """One of them, as viewers show it; `OSError` where it cannot be read, or is none."""
+        try:
+            return as_picture(self.load(name))
+        except (TypeError, ValueError) as error:
+            raise OSError(str(error)) from error
+
+
+def check_ids(ids: Sequence[str], name: str) -> None:
+    """
+    Refuses one id where a list of them is wanted: its letters would be taken for ids.
+
+    Args:
+        ids (`Sequence[str]`): What should be a list.
+        name (`str`): Of the argument.
+
+    Raises:
+        TypeError: It is a text.
+    """
+    if isinstance(ids, str):
+        raise TypeError(f"`{name}` must be a list of ids, got the one id {ids!r}. Put it in a list.")
 
 
 def picture_path(folder: str | os.PathLike, name: str) -> Path:
@@ -71,7 +99,12 @@ def folder_gallery(folder: str | os.PathLike, *, follow_links: bool = False) -> 
     if not root.is_dir():
         raise NotADirectoryError(f"`{root}` is a file. To search among one picture makes no sense: give a folder.")
     ids, outside, other = [], [], 0
+    seen: set[str] = set()  # a link to a folder above it would lead round and round
     for path, folders, files in os.walk(root, followlinks=follow_links):
+        if os.path.realpath(path) in seen:
+            folders[:] = []
+            continue
+        seen.add(os.path.realpath(path))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(name for name in files if not name.startswith(".")):
             if Path(file).suffix.lower() not in PICTURES:
@@ -109,8 +142,15 @@ def dataset_gallery(dataset, *, image_column: str | None = None, id_column: str 
         [`Gallery`]
 
     Raises:
+        TypeError: It is no data set with a length.
         ValueError: A column is missing, or ids come twice.
     """
+    if not all(hasattr(dataset, name) for name in ("column_names", "features", "__len__", "__getitem__")):
+        raise TypeError(
+            f"`source` must be a folder, a `datasets.Dataset`, or embeddings as an array, got "
+            f"{type(dataset).__name__}. Of a `DatasetDict` give one split; a stream has no rows to come back to; of "
+            f"pictures in a list give `encode_images(pictures)` with `ids`."
+        )
     columns = list(dataset.column_names)
     kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
     if image_column is None:

@@ -11,6 +11,7 @@ import torch
 
 from ..files import whole_file
 from ..similarity import check_k, top_k
+from .galleries import check_ids
 from .neighbours import NEIGHBOURS, Neighbours
 
 
@@ -99,8 +100,10 @@ class ImageIndex:
             `list[int]`
 
         Raises:
+            TypeError: `ids` is one id.
             KeyError: A picture is not in the index; the message names it.
         """
+        check_ids(ids, "ids")
         missing = [name for name in ids if name not in self._positions]
         if missing:
             raise KeyError(
@@ -317,6 +320,8 @@ class ImageIndex:
         except ValueError as error:
             raise ValueError(f"`{folder / _IDS}` is damaged: {error} Make the index again.") from error
         index.encoder, index.kind, index._places = about.get("encoder"), about["kind"], None
+        if not isinstance(index.encoder, (dict, type(None))):
+            raise ValueError(f"`{folder / _ABOUT}` is damaged: `encoder` is {index.encoder!r}. Make the index again.")
         index._verified = False  # the first search that reads all of them looks
         exact = index.kind == "exact"
         index.neighbours = None if exact else Neighbours.load(index.kind, folder, shape=embeddings.shape)

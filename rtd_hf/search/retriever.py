@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..features import image_fingerprint
+from ..features import UnreadableImagesError, image_fingerprint
 from ..hub import load_cir_encoder
 from ..retrieval import CIREncoder
 from ..similarity import check_k
-from .galleries import dataset_gallery, folder_gallery, picture_path
+from .galleries import Gallery, check_ids, dataset_gallery, folder_gallery, picture_path
 from .index import Hit, ImageIndex
 from .queries import QueryEncoder
 
@@ -38,7 +38,8 @@ class ComposedImageRetriever(QueryEncoder):
         print(f"{score:.3f} {name}")
     ```
 
-    Several threads may use one retriever: queries are encoded one after the other.
+    Pictures are turned as their EXIF orientation says, in folders, data sets and queries alike. Several threads may
+    use one retriever: queries are encoded one after the other.
 
     Args:
         encoder ([`CIREncoder`]): Encodes pictures and queries.
@@ -159,18 +160,30 @@ class ComposedImageRetriever(QueryEncoder):
                 folder, found = Path(source), folder_gallery(source, follow_links=follow_links)
             else:
                 found = dataset_gallery(source, image_column=image_column, id_column=id_column)
-            with self._lock:
-                features = self.encoder.embed_gallery(
-                    found.ids, found.load, name=found.name, folder=cache, strict=strict
-                )
-            lost = features.unreadable
-            if lost:
-                told = "\n".join(f"  {name}: {fault}" for name, fault in lost.items())
-                logger.warning(f"{len(lost)} of {len(found.ids)} pictures cannot be read and are not found:\n{told}")
-            names = [name for name in found.ids if name not in lost]
-            made = ImageIndex(features.image_embeds, names, kind=kind, encoder=self.made_with)
+            embeds, names = self._embedded_gallery(found, cache, strict)
+            made = ImageIndex(embeds, names, kind=kind, encoder=self.made_with)
         self.gallery, self.folder = made, folder
         return made
+
+    def _embedded_gallery(self, gallery: Gallery, cache, strict: bool) -> tuple[torch.Tensor, list[str]]:
+        """Embeddings of what can be read, and its ids."""
+        number = len(gallery.ids)
+        try:
+            with self._lock:
+                features = self.encoder.embed_gallery(
+                    gallery.ids, gallery.picture, name=gallery.name, folder=cache, strict=strict
+                )
+        except UnreadableImagesError as error:
+            leave = "or leave them out knowingly: `strict=False`."
+            cure = (
+                f"Mend them, take them away, {leave}" if len(error.faults) < number else "There is nothing to index."
+            )
+            raise UnreadableImagesError(error.faults, number, cure=cure) from error
+        lost = features.unreadable
+        if lost:
+            told = "\n".join(f"  {name}: {fault}" for name, fault in lost.items())
+            logger.warning(f"{len(lost)} of {number} pictures cannot be read and are not found:\n{told}")
+        return features.image_embeds, [name for name in gallery.ids if name not in lost]
 
     def add(self, pictures: Sequence[str]) -> None:
         """
@@ -186,6 +199,7 @@ class ComposedImageRetriever(QueryEncoder):
         gallery = self.searched
         if self.folder is None:
             raise ValueError("The index is not of a folder. `retriever.gallery.add(embeddings, ids)` adds to any.")
+        check_ids(pictures, "pictures")
         paths = [picture_path(self.folder, name) for name in pictures]
         gallery.add(self.encode_images(paths), list(pictures), normalized=True)
 
@@ -281,6 +295,7 @@ class ComposedImageRetriever(QueryEncoder):
             return self.search([image], [text], k, avoid=None if avoid is None else [avoid], **options)[0]
         if not isinstance(text, (list, tuple)):
             raise TypeError(f"`text` must be a text, or a list of texts, got {type(text).__name__}.")
+        check_ids(exclude, "exclude")
         queries, references = self._queries(image, text, text_weight, avoid, avoid_weight)
         hidden = [list(exclude)] * len(queries) if exclude else None
         if not exclude_reference:

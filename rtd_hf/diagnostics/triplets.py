@@ -1,0 +1,87 @@
+"""What an encoder makes of text triplets: whether targets move where the conditioning texts point."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..retrieval import CIREncoder
+from ..triplets.columns import TRIPLET_COLUMNS, resolve_triplet_columns
+from ..triplets.quality import similarities
+from .base import Diagnosis
+
+
+_BINS = 40
+
+
+class TripletQuality:
+    """
+    A callable `(text_encoder) -> {metric: value}`, such as an evaluator of [`RTDTrainer`]: the cosines that
+    [`measure_triplets`] reports of triplets under the frozen encoder, under any.
+
+    `triplets_reference_target`, `triplets_target_concatenation`, `triplets_target_conditioning` and
+    `triplets_moved_as_told` are means over the triplets. How the last one changes says whether the encoder comes to
+    read conditioning texts as differences.
+
+    Args:
+        triplets (`Sequence[Mapping]` or `datasets.Dataset`): Rows, with columns as a training takes them.
+        retriever ([`CIREncoder`]): Encodes texts.
+        number (`int`, *optional*, defaults to 500): As many are drawn; all, where there are no more.
+        seed (`int`, *optional*, defaults to 0): Draws them.
+
+    Raises:
+        ValueError: There are no triplets, or texts are missing.
+    """
+
+    def __init__(
+        self, triplets: Sequence[Mapping[str, Any]], retriever: CIREncoder, *, number: int = 500, seed: int = 0
+    ):
+        if number < 1 or len(triplets) < 1:
+            raise ValueError(
+                f"`number` must be at least 1 and `triplets` not empty, got {number} and {len(triplets)} rows."
+            )
+        places = range(len(triplets))
+        if number < len(triplets):
+            places = sorted(random.Random(f"triplet quality {seed}").sample(places, number))
+        columns = resolve_triplet_columns(getattr(triplets, "column_names", None) or triplets[0])
+        self.rows = [{name: triplets[place].get(column) for name, column in columns.items()} for place in places]
+        faulty = [place for place, row in zip(places, self.rows, strict=True) if not all(map(_is_text, row.values()))]
+        if faulty:
+            raise ValueError(
+                f"`triplets` must hold a text in each of {', '.join(TRIPLET_COLUMNS)}, but {len(faulty)} of "
+                f"{len(self.rows)} rows do not, first row {faulty[0]}. `check_triplets` says what is wrong with them."
+            )
+        self.retriever = retriever
+
+    def __call__(self, text_encoder=None) -> dict[str, float]:
+        """The metrics of an encoder, the retriever's own by default."""
+        return dict(self.measure(text_encoder).metrics)
+
+    def measure(self, text_encoder=None) -> Diagnosis:
+        """
+        Measures an encoder.
+
+        Args:
+            text_encoder (*optional*): The encoder; the retriever's own by default.
+
+        Returns:
+            [`Diagnosis`]: With one value a triplet, so that [`~Diagnosis.change_from`] gives intervals; its series are
+            histograms of the cosines, `edges` and, by name, `counts`.
+        """
+        found = similarities(
+            self.rows, lambda texts: self.retriever.encode_texts(texts, text_encoder=text_encoder).numpy()
+        )
+        values = {f"triplets_{name}": torch.from_numpy(cosines).double() for name, cosines in found.items()}
+        counts = {
+            name: torch.histc(torch.from_numpy(cosines).clamp(-1, 1), _BINS, min=-1, max=1).int().tolist()
+            for name, cosines in found.items()
+        }
+        series = {"edges": torch.linspace(-1, 1, _BINS + 1).tolist(), "counts": counts, "triplets": len(self.rows)}
+        return Diagnosis(
+            "triplet_quality", {name: rows.mean().item() for name, rows in values.items()}, series, values
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
