@@ -76,6 +76,13 @@ class Registry(dict):
 
         return decorator
 
+    # Names come out of files, where a list may stand in the place of one.
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name)
+
+    def __getitem__(self, name: Any) -> Any:
+        return super().__getitem__(name) if isinstance(name, str) else self.__missing__(name)
+
     def __missing__(self, name: Any) -> Any:
         near = difflib.get_close_matches(str(name), list(self), n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""

@@ -197,12 +197,12 @@ def _check_cirr(
     if content.get("version") != CIRR_VERSION:
         problems.append(f"`version` must be {CIRR_VERSION!r}, got {content.get('version')!r}")
     allowed = tuple(CIRR_LENGTHS) if metric is None else (metric,)
-    if stated not in CIRR_LENGTHS or stated not in allowed:
+    length = CIRR_LENGTHS.get(stated, 0) if isinstance(stated, str) else 0
+    if not length or stated not in allowed:
         problems.append(f"`metric` must be {' or '.join(map(repr, allowed))}, got {stated!r}")
     if num_bytes > CIRR_MAX_BYTES:
         problems.append(f"the file has {num_bytes} bytes, the server takes {CIRR_MAX_BYTES}; write it without indents")
     problems += _problems_of_keys(answers, [query.id for query in benchmark.queries])
-    length = CIRR_LENGTHS.get(stated, 0)
     if length:
         gallery = frozenset(benchmark.gallery)
 

@@ -168,6 +168,7 @@ class TestBadInput:
         (clip / "tokenizer.json").write_text(json.dumps(tokenizer))
         message = failure("--clip_model", str(clip), "--output_dir", str(tmp_path / "o"), monkeypatch=monkeypatch)
         assert "'more</w>'" in message and "`tokenizer` has token ids up to" in message
+        assert f"came from `{clip}`" in message
 
     @pytest.mark.parametrize("option", ["clip_model", "projection"])
     def test_damaged_weights(self, tmp_path, monkeypatch, option):

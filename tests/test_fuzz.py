@@ -6,6 +6,7 @@ A longer run, by hand: `python tests/test_fuzz.py 20000 [seed] [part of a reader
 import ast
 import contextlib
 import faulthandler
+import gzip
 import io
 import logging
 import resource
@@ -60,6 +61,7 @@ NOT_OUTSIDE = {
     "language_models.py": "a language model that the user names, by `transformers`",
     "metric_spaces.py": "writes only",
     "objectives/inversion.py": "words that the same run has just written",
+    "search/galleries.py": "`load` gives paths and pictures, and `images.py` opens them",
     "search/retriever.py": "`ImageIndex.load`, and the parts that `load_cir_encoder` reads",
     "shapes/clip.py": "JSON of a tokenizer in memory",
     "triplets/writing.py": "parts of its own unfinished run",
@@ -191,6 +193,38 @@ def test_a_number_of_too_many_digits_is_an_error_that_names_the_file(text, tmp_p
     (tmp_path / "t.json").write_text(text % ("9" * 5000))
     with pytest.raises(ValueError, match=r"t\.json.*4300 digits"):
         list(Rows(tmp_path / "t.json", argument="triplets"))
+
+
+# Deeper than is read, and not so deep that a reader in C++ would end the tests.
+DEEP = {
+    "in a line": '{"a": 1}\n{"a": ' + "[" * 1200 + "]" * 1200 + "}\n",
+    "over lines": '{"a":\n' * 1200 + "1" + "}" * 1200 + "\n",
+    "behind too many ends": "}" * 1200 + '{"a":\n' * 1200 + "\n",
+    "behind strings with ends": '{"a": "}\\"}", "b":\n' * 1200 + "\n",
+    "behind objects with ends": '{"a": {"b": 1}\n, "c":\n' * 1200 + "\n",
+    "over megabytes": ('{"a": "' + "x" * 2000 + '", "b":\n') * 1200 + "\n",
+}
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "below/t.JSON", "t.ndjson", "t.jsonl.gz"])
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
+def test_a_folder_of_rows_nested_too_deeply_is_refused(name, text, tmp_path):
+    (tmp_path / "below").mkdir()
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    from rtd_hf.triplets import read_triplets
+
+    with pytest.raises(ValueError, match=f"{Path(name).name}` is nested too deeply for a table"):
+        list(read_triplets(tmp_path))
+
+
+@pytest.mark.parametrize("row", ['{"a": "[[{{"}', '{"a": ["{", {"b": 1}]}', '{\n"a": "\\"[",\n"b": 1}'])
+def test_many_shallow_rows_are_not_nested(row, tmp_path):
+    from rtd_hf.parsing import check_nesting
+
+    (tmp_path / "t.jsonl").write_text(f"{row}\n" * 1200)
+    (tmp_path / "t.json").write_text("[" + ",".join([row] * 1200) + "]")
+    check_nesting(tmp_path)
 
 
 def test_what_packs_well_is_read_all_the_same(tmp_path):

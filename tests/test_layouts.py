@@ -321,6 +321,35 @@ def test_a_whole_model_of_another_size_or_naming_is_refused(tmp_path):
             export_layout(text_model(), tmp_path / "out", layout="open_clip", base=missing)
 
 
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        (1e300, "`model_cfg` in .*open_clip_config.json` must be an object"),
+        (["text_cfg"], "`model_cfg` in .*open_clip_config.json` must be an object"),
+        ({"text_cfg": "heads"}, "`model_cfg` in .*open_clip_config.json` must be an object"),
+        ({"text_cfg": {}, "quick_gelu": "false"}, "`quick_gelu` in .*open_clip_config.json` must be true or false"),
+        ({"text_cfg": {"heads": True}}, "attention heads in .*open_clip_config.json` must be .*, got True"),
+        ({"text_cfg": {"heads": 0}}, "attention heads in .*open_clip_config.json` must be .*, got 0"),
+    ],
+)
+def test_a_configuration_of_open_clips_that_is_none_is_named(tmp_path, described, message):
+    model = text_model()
+    base = tmp_path / "open_clip_model.safetensors"
+    save_file(whole_state(model), base)
+    base.with_name("open_clip_config.json").write_text(json.dumps({"model_cfg": described}))
+    with pytest.raises(ValueError, match=message):
+        import_layout(base, hidden_act="gelu")
+    with pytest.raises(ValueError, match=message):
+        export_layout(model, tmp_path / "out", layout="open_clip", base=base)
+
+
+def test_a_header_with_another_number_of_heads_than_a_number_is_named(tmp_path):
+    file = export_layout(text_model(), tmp_path, layout="open_clip")
+    save_file(load_file(file), file, metadata={"hidden_act": "gelu", "num_attention_heads": "../.."})
+    with pytest.raises(ValueError, match=r"attention heads in .*text_tower.safetensors` must be .*, got '\.\./\.\.'"):
+        import_layout(file)
+
+
 def test_the_file_says_what_the_names_do_not(tmp_path):
     model = text_model(num_attention_heads=4, hidden_act="gelu")
     file = export_layout(model, tmp_path, layout="open_clip")

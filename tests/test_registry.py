@@ -36,6 +36,13 @@ def test_a_name_that_resembles_nothing_gets_no_proposal(registry):
     assert "Did you mean" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [["lincir"], {"lincir": 1}, None])
+def test_what_is_no_name_is_not_there(registry, name):
+    assert name not in registry
+    with pytest.raises(RegistryError, match="Unknown projection"):
+        registry[name]
+
+
 def test_an_empty_registry_says_so():
     with pytest.raises(RegistryError, match="Available: none"):
         Registry("benchmark", "BENCHMARKS")["cirr"]

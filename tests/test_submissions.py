@@ -131,6 +131,7 @@ def damages_of_cirr(benchmark) -> dict:
         "no version": (lambda c: c.pop("version"), "`version` must be 'rc2', got None"),
         "metric": (lambda c: c.update(metric="Recall"), "`metric` must be 'recall' or 'recall_subset', got 'Recall'"),
         "no metric": (lambda c: c.pop("metric"), "`metric` must be .*, got None"),
+        "metrics": (lambda c: c.update(metric=["recall"]), r"`metric` must be .*, got \['recall'\]"),
         "missing query": (lambda c: c.pop(other.id), f"1 of 30 queries are not answered .first {other.id}"),
         "unknown query": (
             lambda c: c.update({"999": first_list(c)}),
@@ -155,8 +156,8 @@ def damages_of_cirr(benchmark) -> dict:
 
 
 KINDS_OF_CIRR = [
-    *("version", "no version", "metric", "no metric", "missing query", "unknown query", "integer id", "no list"),
-    *("short", "long", "repeated", "unknown id", "file name", "reference", "outside"),
+    *("version", "no version", "metric", "no metric", "metrics", "missing query", "unknown query", "integer id"),
+    *("no list", "short", "long", "repeated", "unknown id", "file name", "reference", "outside"),
 ]
 
 

@@ -382,6 +382,14 @@ class TestJournal:
         with pytest.raises(ValueError, match="damaged in line 2"):
             Journal(path, {})
 
+    def test_a_key_that_lost_a_zero_is_found_all_the_same(self, tmp_path):
+        path = tmp_path / "answers.jsonl"
+        with Journal(path, {}) as journal:
+            journal.append(line("00a0"))
+        path.write_bytes(path.read_bytes().replace(b'"00a0"', b'"0a0"'))
+        with Journal(path, {}) as journal:
+            assert journal.caption("00a0")["key"] == "0a0" and journal.caption("00a1") is None
+
     def test_other_settings_are_refused_by_name(self, tmp_path):
         path = tmp_path / "answers.jsonl"
         Journal(path, {"model": "m", "seed": 0}).close()

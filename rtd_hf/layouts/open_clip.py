@@ -115,9 +115,8 @@ class OpenCLIPLayout(StateDictLayout):
         """Heads and activation, as we write them into the file, or as `open_clip_config.json` beside it says."""
         facts = {name: contents.facts[name] for name in ("hidden_act",) if name in contents.facts}
         if "num_attention_heads" in contents.facts:
-            facts["num_attention_heads"] = int(contents.facts["num_attention_heads"])
-        beside = read_json(Path(contents.file).with_name(CONFIG_FILE)).get("model_cfg", {})
-        return {**_facts_of(beside), **facts} if "text_cfg" in beside else facts
+            facts["num_attention_heads"] = _heads(contents.facts["num_attention_heads"], contents.file)
+        return {**_facts_beside(Path(contents.file)), **facts}
 
     def check_config(self, config) -> None:
         """Refuses what open_clip has no configuration for."""
@@ -157,8 +156,7 @@ class OpenCLIPLayout(StateDictLayout):
             raise ValueError(
                 f"`base` must be a whole model in this layout, but `{file}` has {listed(sorted(whole.state))}."
             )
-        described = read_json(file.with_name(CONFIG_FILE)).get("model_cfg", {})
-        expected = _facts_of(described) if "text_cfg" in described else {}
+        expected = _facts_beside(file)
         differing = [name for name, value in expected.items() if getattr(config, name) != value]
         if differing:
             name = differing[0]
@@ -210,11 +208,29 @@ def _stock_block(block: re.Match) -> str:
     return f"text_model.encoder.layers.{block[1]}"
 
 
-def _facts_of(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What open_clip's configuration says of the text tower beyond its shapes."""
-    text = model_config["text_cfg"]
-    quick = bool(model_config.get("quick_gelu", False))
+def _facts_beside(file: Path) -> dict[str, Any]:
+    """What open_clip's configuration beside a file says of the text tower beyond its shapes; nothing without one."""
+    path = file.with_name(CONFIG_FILE)
+    model_config = read_json(path).get("model_cfg", {})
+    text = model_config.get("text_cfg", {}) if isinstance(model_config, Mapping) else None
+    if not isinstance(text, Mapping):
+        raise ValueError(
+            f"`model_cfg` in `{path}` must be an object with an object `text_cfg` in it. Remove the file."
+        )
+    if "text_cfg" not in model_config:
+        return {}
+    quick = model_config.get("quick_gelu", False)
+    if not isinstance(quick, bool):
+        raise ValueError(f"`quick_gelu` in `{path}` must be true or false, got {quick!r}.")
     return {
         "hidden_act": "quick_gelu" if quick else "gelu",
-        **({"num_attention_heads": text["heads"]} if "heads" in text else {}),
+        **({"num_attention_heads": _heads(text["heads"], path)} if "heads" in text else {}),
     }
+
+
+def _heads(value: Any, file: str | Path) -> int:
+    """A number of heads out of a file; the header of safetensors holds texts only."""
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) > 0):
+        raise ValueError(f"The number of attention heads in `{file}` must be a positive integer, got {value!r:.80}.")
+    return int(text)

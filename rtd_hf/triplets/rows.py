@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..parsing import PACKING_ERRORS, open_text
+from ..parsing import PACKING_ERRORS, check_nesting, open_text
 
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
@@ -116,6 +116,8 @@ class Rows:
                 rows = rows[self.split]
             check_arrow(rows)
         else:
+            if self.path.is_dir():
+                check_nesting(self.path)
             try:
                 rows = load_dataset(self.source, split=self.split, streaming=True)
             except FileNotFoundError as error:

@@ -105,13 +105,14 @@ class Journal:
     def caption(self, key: str) -> dict[str, Any] | None:
         """What the file says about the caption with this key; the last word, where it was asked again."""
         with self._lock:
-            place = self._places.get(int(key, 16))
+            wanted = int(key, 16)
+            place = self._places.get(wanted)
             if place is None:
                 return None
             if self._last[0] != place:  # the captions of a request come one after the other
                 self._file.seek(place)
                 self._last = (place, json.loads(self._file.readline()))
-            return next(each for each in self._last[1]["captions"] if each["key"] == key)
+            return next(each for each in self._last[1]["captions"] if int(each["key"], 16) == wanted)
 
     def _keep_others_out(self) -> None:
         if os.name != "posix":
