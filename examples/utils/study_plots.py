@@ -26,20 +26,23 @@ def plot_study(study, rows: Sequence[dict], frozen: Mapping[str, Mapping], path:
 
 
 def plot_overview(studies: Sequence[tuple], path: str | Path) -> None:
-    """Writes all studies in one picture, three in a line.
+    """Writes all studies in one picture, three in a line: bars first, then curves.
 
     Args:
         studies (`Sequence[tuple]`): `(study, rows, frozen)` of each, as for [`plot_study`].
         path (`str` or `Path`): The PNG file to write.
     """
     plt = _pyplot()
+    studies = sorted(studies, key=lambda one: bool(one[0].unit))
     lines = -(-len(studies) // 3)
-    figure, axes = plt.subplots(lines, 3, figsize=(15, 3.9 * lines), squeeze=False)
-    for axis, (study, rows, frozen) in zip(axes.flat, studies, strict=False):
-        _draw(axis, study, rows, frozen[METRIC]["mean"])
-    for axis in axes.flat[len(studies) :]:
-        axis.remove()
-    figure.tight_layout(h_pad=2)
+    figure = plt.figure(figsize=(15, 3.9 * lines), layout="constrained")
+    # A figure for each line: the long labels of bars do not take the width of curves below them.
+    for line, part in enumerate(figure.subfigures(lines, 1, squeeze=False)[:, 0]):
+        for axis, one in zip(part.subplots(1, 3), studies[3 * line : 3 * line + 3], strict=False):
+            study, rows, frozen = one
+            _draw(axis, study, rows, frozen[METRIC]["mean"])
+        for axis in part.axes[len(studies) - 3 * line :]:
+            axis.remove()
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -62,7 +65,8 @@ def _draw(axis, study, rows: Sequence[dict], base: float) -> None:
     else:
         _draw_bars(axis, rows)
         axis.axvline(base, color="0.5", linestyle="--", linewidth=1)
-        axis.set(xlabel=f"{METRIC} (%), points are seeds; dashed: without training", xlim=(0, 112))
+        axis.set_xlim(0, 112)
+        axis.set_xlabel(f"{METRIC} (%); dashed: without training", fontsize=8)
     axis.set_title(study.title, fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -79,7 +83,8 @@ def _draw_lines(axis, study, rows: Sequence[dict]) -> None:
             axis.scatter([place] * len(seeds), seeds, color=colour, s=14, alpha=0.7)
     if study.logarithmic:
         axis.set_xscale("log")
-        axis.set_xticks(places, [row["setting"] for row in own])
+        small = min(places) < 1e-3
+        axis.set_xticks(places, [f"{place:.0e}".replace("e-0", "e-") if small else f"{place:g}" for place in places])
         axis.minorticks_off()
 
 
