@@ -9,6 +9,9 @@ import torch
 from ..metrics import paired_bootstrap
 
 
+_BINS = 40
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """
@@ -56,3 +59,40 @@ class Diagnosis:
             interval = paired_bootstrap(before.values[key], rows, seed=seed)
             changes[key] = {"change": interval.gain, "low": interval.low, "high": interval.high}
         return changes
+
+
+class Measure:
+    """A diagnosis of text encoders that trainers call as an evaluator: `(text_encoder) -> {metric: value}`."""
+
+    def __call__(self, text_encoder=None) -> dict[str, float]:
+        """The metrics of an encoder, the retriever's own by default."""
+        return dict(self.measure(text_encoder).metrics)
+
+    def measure(self, text_encoder=None) -> Diagnosis:
+        """
+        Measures an encoder.
+
+        Args:
+            text_encoder (*optional*): The encoder; the retriever's own by default.
+
+        Returns:
+            [`Diagnosis`]
+        """
+        raise NotImplementedError
+
+
+def cosine_histograms(cosines: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """
+    Histograms from -1 to 1, for plots.
+
+    Args:
+        cosines (`Mapping[str, torch.Tensor]`): By name, `(N,)`.
+
+    Returns:
+        `dict`: `edges`, and by name `counts`.
+    """
+    # A cosine of 1 may come out as a little more, and would be in no bin.
+    counts = {
+        name: torch.histc(values.clamp(-1, 1), _BINS, min=-1, max=1).int().tolist() for name, values in cosines.items()
+    }
+    return {"edges": torch.linspace(-1, 1, _BINS + 1).tolist(), "counts": counts}

@@ -3,13 +3,10 @@
 import torch
 
 from ..evaluator import CIREvaluator
-from .base import Diagnosis
+from .base import Diagnosis, Measure, cosine_histograms
 
 
-_BINS = 40
-
-
-class TaskDiscrepancy:
+class TaskDiscrepancy(Measure):
     r"""
     How alike a composed query is to what it asks for. A callable `(text_encoder) -> {metric: value}`.
 
@@ -53,10 +50,6 @@ class TaskDiscrepancy:
         self._targets = images[[rows[query.targets[0]] for query in queries]]
         self._references = images[[rows[query.reference] for query in queries]]
 
-    def __call__(self, text_encoder=None) -> dict[str, float]:
-        """The metrics of an encoder, the retriever's own by default."""
-        return dict(self.measure(text_encoder).metrics)
-
     def measure(self, text_encoder=None) -> Diagnosis:
         """
         Measures an encoder.
@@ -81,10 +74,4 @@ class TaskDiscrepancy:
             others = (left @ right.sum(0) - drawn[name]) / (len(left) - 1)
             values[f"{self.name}_{name}_margin"] = drawn[name] - others
         metrics = {name: rows.double().mean().item() for name, rows in values.items()}
-        # A cosine of 1 may come out as a little more, and would be in no bin.
-        counts = {
-            name: torch.histc(cosines.clamp(-1, 1), _BINS, min=-1, max=1).int().tolist()
-            for name, cosines in drawn.items()
-        }
-        series = {"edges": torch.linspace(-1, 1, _BINS + 1).tolist(), "counts": counts}
-        return Diagnosis("task_discrepancy", metrics, series, values)
+        return Diagnosis("task_discrepancy", metrics, cosine_histograms(drawn), values)

@@ -9,11 +9,11 @@ import torch
 from ..benchmarks.scoring import check_targets_are_known
 from ..evaluator import CIREvaluator
 from ..metrics import paired_bootstrap
-from .base import Diagnosis
+from .base import Diagnosis, Measure
 from .texts import TEXT_CHANGES
 
 
-class QueryPerturbations:
+class QueryPerturbations(Measure):
     r"""
     Scores a benchmark again with changed texts. A callable `(text_encoder) -> {metric: value}`.
 
@@ -50,10 +50,6 @@ class QueryPerturbations:
         self.name = benchmark.name
         texts = [query.texts for query in benchmark.queries]
         self._changed = {name: evaluator.with_texts(changed_texts(texts, name, seed=seed)) for name in self.changes}
-
-    def __call__(self, text_encoder=None) -> dict[str, float]:
-        """The metrics of an encoder, the retriever's own by default."""
-        return dict(self.measure(text_encoder).metrics)
 
     def measure(self, text_encoder=None) -> Diagnosis:
         """

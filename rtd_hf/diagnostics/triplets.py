@@ -9,13 +9,10 @@ import torch
 from ..retrieval import CIREncoder
 from ..triplets.columns import TRIPLET_COLUMNS, resolve_triplet_columns
 from ..triplets.quality import similarities
-from .base import Diagnosis
+from .base import Diagnosis, Measure, cosine_histograms
 
 
-_BINS = 40
-
-
-class TripletQuality:
+class TripletQuality(Measure):
     """
     A callable `(text_encoder) -> {metric: value}`, such as an evaluator of [`RTDTrainer`]: the cosines that
     [`measure_triplets`] reports of triplets under the frozen encoder, under any.
@@ -54,10 +51,6 @@ class TripletQuality:
             )
         self.retriever = retriever
 
-    def __call__(self, text_encoder=None) -> dict[str, float]:
-        """The metrics of an encoder, the retriever's own by default."""
-        return dict(self.measure(text_encoder).metrics)
-
     def measure(self, text_encoder=None) -> Diagnosis:
         """
         Measures an encoder.
@@ -72,12 +65,9 @@ class TripletQuality:
         found = similarities(
             self.rows, lambda texts: self.retriever.encode_texts(texts, text_encoder=text_encoder).numpy()
         )
-        values = {f"triplets_{name}": torch.from_numpy(cosines).double() for name, cosines in found.items()}
-        counts = {
-            name: torch.histc(torch.from_numpy(cosines).clamp(-1, 1), _BINS, min=-1, max=1).int().tolist()
-            for name, cosines in found.items()
-        }
-        series = {"edges": torch.linspace(-1, 1, _BINS + 1).tolist(), "counts": counts, "triplets": len(self.rows)}
+        drawn = {name: torch.from_numpy(cosines) for name, cosines in found.items()}
+        values = {f"triplets_{name}": cosines.double() for name, cosines in drawn.items()}
+        series = {**cosine_histograms(drawn), "triplets": len(self.rows)}
         return Diagnosis(
             "triplet_quality", {name: rows.mean().item() for name, rows in values.items()}, series, values
         )
