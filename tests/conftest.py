@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from functools import cache
+from pathlib import Path
 
 
 # Before anything of Hugging Face is imported: these are read at import.
@@ -29,7 +31,7 @@ refuse_other_hosts()
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--run-huge", action="store_true", help="also run the tests marked huge: minutes and 14 GB each")
-    parser.addoption("--part", default="1/1", help="I/N: every N-th file of tests, from the I-th on")
+    parser.addoption("--share", metavar="FOLDER", help="only files of tests that no process has taken by this folder")
 
 
 def pytest_configure(config):
@@ -39,7 +41,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    _keep_part(config, items)
     slow = pytest.mark.skip(reason="slow: give --run-slow")
     gpu = pytest.mark.skip(reason="gpu: no CUDA device")
     huge = pytest.mark.skip(reason="huge: give --run-huge")
@@ -52,14 +53,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(gpu)
 
 
-def _keep_part(config, items):
-    """Leaves the tests of some files, so that processes can share them all: `--part 1/2` and `--part 2/2`."""
-    part, _, parts = config.getoption("--part").partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise pytest.UsageError(f"`--part` must be I/N, such as 1/2, got {config.getoption('--part')!r}.")
-    files = sorted({item.path for item in items})
-    kept = set(files[int(part) - 1 :: int(parts)])
-    items[:] = [item for item in items if item.path in kept]
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Leaves the tests of a file that another process with the same `--share` has begun."""
+    folder = item.config.getoption("--share")
+    return True if folder and not _takes(Path(folder), item.path) else None
+
+
+@cache
+def _takes(folder: Path, file: Path) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / file.name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def pytest_unconfigure(config):
