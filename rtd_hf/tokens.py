@@ -51,7 +51,7 @@ def load_tokenizer(name: str | os.PathLike, **options: Any) -> "PreTrainedTokeni
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, **{**options, "trust_remote_code": False})
+        tokenizer = AutoTokenizer.from_pretrained(name, **{**options, "trust_remote_code": False})
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # the tokenizers library raises the bare class
@@ -60,6 +60,13 @@ def load_tokenizer(name: str | os.PathLike, **options: Any) -> "PreTrainedTokeni
             f"The tokenizer of `{os.fspath(name)}` cannot be loaded ({type(error).__name__}: {reason}). Its files are "
             f"damaged, or it needs code of its own, which is not run. Download it again, or take another."
         ) from error
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float):
+        raise ValueError(
+            f"The tokenizer of `{os.fspath(name)}` states a `model_max_length` that is no number: {longest!r:.80}. "
+            f"Correct its `tokenizer_config.json`, or download it again."
+        )
+    return tokenizer
 
 
 class TextTokenizer:

@@ -18,7 +18,7 @@ from world_models import world_tokenizer
 
 from rtd_hf import tokens
 from rtd_hf.texts import clean_caption, clean_conditioning
-from rtd_hf.tokens import TextTokenizer
+from rtd_hf.tokens import TextTokenizer, load_tokenizer
 
 
 ANNOTATIONS = Path(__file__).resolve().parents[2] / "shared" / "annotations"
@@ -320,3 +320,15 @@ def test_an_added_token_of_two_words_is_found():
     tokenize = TextTokenizer(tokenizer)
     assert len(tokenize.whole(["a red dog"])[0]) == 4
     assert_same(tokenize, ["a red dog", "a red cat"])
+
+
+@pytest.mark.parametrize("length", ["77", [77], {"tokens": 77}, True], ids=repr)
+def test_a_length_that_is_no_number_names_the_tokenizer(length, tmp_path):
+    world_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**stated, "model_max_length": length}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*model_max_length"):
+        load_tokenizer(tmp_path)
+    file.write_text(json.dumps({**stated, "model_max_length": None}), encoding="utf-8")  # transformers' own: no limit
+    assert load_tokenizer(tmp_path)("a red circle").input_ids
