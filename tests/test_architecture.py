@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import fnmatch
 import inspect
+import os
 import re
 import socket
 import subprocess
@@ -154,10 +155,9 @@ def ignored(name: str) -> bool:
 
 def text_files() -> list[Path]:
     found = []
-    for path in ROOT.rglob("*"):
-        parts = path.relative_to(ROOT).parts
-        if path.is_file() and ".git" not in parts and not any(ignored(part) for part in parts):
-            found.append(path)
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name != ".git" and not ignored(name)]
+        found += [Path(folder, name) for name in files if name != ".git" and not ignored(name)]
     return [
         path for path in found if path.suffix not in {".safetensors", ".png", ".jpg", ".gz"} and path != Path(__file__)
     ]
