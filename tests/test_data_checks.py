@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 import time
 import warnings
@@ -11,7 +12,7 @@ import pytest
 from benchmark_files import FIVE, change_records, layouts, load_json, real, save_json
 from PIL import Image, ImageOps
 
-from rtd_hf.benchmarks import SOURCES, check_data, load_cirr
+from rtd_hf.benchmarks import SOURCES, check_data, load_circo, load_cirr
 from rtd_hf.images import ImageFolders, as_picture, image_fault, open_image
 
 
@@ -139,6 +140,17 @@ def test_a_part_that_is_not_there(cirr):
     assert report.ok and len(report.warnings) == 1
     assert report.warnings[0].startswith("The captions of the split 'test1' of `cirr` not found: `root`")
     assert "\n" not in report.warnings[0] and len(report.facts) == 1
+
+
+@pytest.mark.parametrize("aspects", [float("inf"), "addition", [1], None], ids=repr)
+def test_aspects_of_circo_that_are_no_list_of_texts(aspects, trees, tmp_path):
+    root = shutil.copytree(trees / "circo", tmp_path / "circo")
+    file = next(root.rglob("val.json"))
+    records = json.loads(file.read_text(encoding="utf-8"))
+    records[1]["semantic_aspects"] = aspects
+    file.write_text(json.dumps(records), encoding="utf-8")
+    with pytest.raises(ValueError, match="val.json: `semantic_aspects` of query .* must be a list of texts"):
+        load_circo(root)
 
 
 def test_an_old_circo(trees, tmp_path, small_counts):

@@ -758,6 +758,15 @@ def test_too_large_and_too_deep_is_seen_before_anything_is_built(tmp_path, monke
             load_original(raw_torch_file(tmp_path / "phi.pt", RAW[name]))
 
 
+def test_a_length_that_no_memory_holds_is_no_crash(tmp_path, monkeypatch):
+    def out_of_memory(stream):
+        raise MemoryError
+
+    monkeypatch.setattr(files.pickletools, "genops", out_of_memory)
+    with pytest.raises(ValueError, match="phi.pt` is too large or too deep"):
+        load_original(raw_torch_file(tmp_path / "phi.pt", RAW["huge"]))
+
+
 def test_a_stub_keeps_what_it_is_given_and_does_nothing(tmp_path, trap):
     """State named like a method stays data, and a call of a stub returns an inert object."""
     code = MODULE + b")\x81}" + text("__setstate__") + global_("torch.nn.functional.relu") + text("touch") + b"\x85R"

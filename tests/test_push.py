@@ -520,6 +520,10 @@ REFUSED = {
         replace("README.md", "## Limits", "train.py --hub_token hf_" + "aB3" * 10),
         "`README.md` holds an access token",
     ),
+    "a name in the card that is no text": (
+        replace("README.md", "base_model: them/clip", "0: them/clip"),
+        "`README.md` in .* cannot be read",
+    ),
     "no card": (lambda folder: (folder / "README.md").unlink(), "has no `README.md`"),
     "no tokenizer": (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no `tokenizer_config.json`"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "No safetensors file"),

@@ -112,7 +112,11 @@ def read_queries(path: Path, hidden: bool) -> list[CIRQuery]:
     kinds = {"id": int, "reference_img_id": int, "relative_caption": str}
     queries = []
     for record in read_records(path, kinds if hidden else {**kinds, "target_img_id": int, "gt_img_ids": list}):
-        targets, aspects = (), tuple(record.get("semantic_aspects", ()))
+        targets, aspects = (), record.get("semantic_aspects", [])
+        if not isinstance(aspects, list) or not all(isinstance(aspect, str) for aspect in aspects):
+            raise ValueError(
+                f"{path}: `semantic_aspects` of query {record['id']} must be a list of texts, got {aspects!r:.80}."
+            )
         if not hidden:
             right, first = record["gt_img_ids"], record["target_img_id"]
             if first not in right:
@@ -121,7 +125,9 @@ def read_queries(path: Path, hidden: bool) -> list[CIRQuery]:
             if len(targets) != len(right):
                 raise ValueError(f"{path}: `gt_img_ids` of query {record['id']} holds {first} more than once.")
         texts = (record["relative_caption"],)
-        queries.append(CIRQuery(str(record["id"]), str(record["reference_img_id"]), texts, targets, aspects=aspects))
+        queries.append(
+            CIRQuery(str(record["id"]), str(record["reference_img_id"]), texts, targets, aspects=tuple(aspects))
+        )
     return queries
 
 

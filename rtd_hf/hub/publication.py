@@ -201,7 +201,12 @@ def texts_for(texts: Mapping[str, str], folder: Path, *, repo_id: str, license: 
     metrics = json.loads(texts.get(METRICS_FILE, "{}"))
     about = metrics.get("card") if isinstance(metrics, dict) else None
     about = about if isinstance(about, dict) else {}
-    card = ModelCard(texts[CARD_FILE], ignore_metadata_errors=False)
+    try:
+        card = ModelCard(texts[CARD_FILE], ignore_metadata_errors=False)
+    except TypeError as error:
+        raise ValueError(
+            f"The metadata of `{CARD_FILE}` in `{folder}` cannot be read ({error}). Every name in it must be a text."
+        ) from error
     if card.data.license and card.data.license != license:
         raise ValueError(
             f"`license` is {license!r}, but the card in `{folder}` states {card.data.license!r}. Settle which is "

@@ -239,7 +239,7 @@ def _names_in_pickle(stream: BinaryIO, file: Path) -> set[str]:
                 names.add(f"the operation {operation.name}")
     except ValueError as error:  # also what is no UTF-8
         raise _cut_short(file, error) from error
-    except RecursionError:
+    except (RecursionError, MemoryError):  # the second where a length is stated that the file does not have
         raise ValueError(
             f"The structure of `{file}` is too large or too deep for a checkpoint. It was not opened. Give the "
             f"authors' own file."
